@@ -1,0 +1,18 @@
+add_compile_options(-Wall -Wextra -Werror -Wno-missing-field-initializers)
+# A*B+C must round as it is written, whatever the machine: fused steps are asked for by name.
+add_compile_options(-ffp-contract=off)
+if(MM01_SANITIZE)
+  add_compile_options(-fsanitize=${MM01_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${MM01_SANITIZE})
+endif()
+find_program(MOLD mold)
+if(MOLD)
+  add_link_options(-fuse-ld=mold)
+endif()
+find_program(CCACHE ccache)
+if(CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  add_compile_options(-Wno-restrict)  # g++ 12 sees overlapping copies inside std::string where none are
+endif()

@@ -1,0 +1,25 @@
+// JSON from untrusted files: nlohmann/json behind a door that refuses what would hurt later.
+#pragma once
+
+#include <cstddef>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "base/status.h"
+
+namespace mm01 {
+
+// Keeps the order of keys: templates print objects as they were written.
+using Json = nlohmann::ordered_json;
+
+struct JsonLimits {
+  size_t max_bytes = 128u << 20;
+  int max_depth = 64;  // nlohmann overflows the stack when it copies deep values
+};
+
+// Parses all of `text`. Ill-formed text or UTF-8, a key given twice in one object, or a text over the
+// limits is an error that names `where` and the place.
+Result<Json> ParseJson(std::string_view text, const std::string& where, const JsonLimits& limits = {});
+
+}  // namespace mm01

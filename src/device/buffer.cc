@@ -1,0 +1,56 @@
+#include "device/buffer.h"
+
+#include <sys/mman.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "base/check.h"
+
+namespace mm01 {
+namespace {
+
+constexpr int64_t kMapFrom = 1 << 20;
+constexpr std::size_t kHugePage = 2u << 20;
+
+}  // namespace
+
+Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
+  Check(bytes >= 0, "a buffer of negative size");
+  if (bytes == 0) return;
+  const auto size = static_cast<std::size_t>(bytes);
+  if (bytes < kMapFrom) {
+    const std::size_t rounded = (size + 63) / 64 * 64;
+    data_ = static_cast<std::byte*>(std::aligned_alloc(64, rounded));
+    if (!data_) throw std::bad_alloc();
+    std::memset(data_, 0, rounded);
+    return;
+  }
+  void* p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                 -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  if (size >= 4 * kHugePage) madvise(p, size, MADV_HUGEPAGE);  // a hint: refusal costs speed only
+  data_ = static_cast<std::byte*>(p);
+}
+
+Buffer::~Buffer() {
+  if (!data_) return;
+  if (bytes_ < kMapFrom) {
+    std::free(data_);
+  } else {
+    munmap(data_, static_cast<std::size_t>(bytes_));
+  }
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+}  // namespace mm01

@@ -1,0 +1,72 @@
+// Element types, and bf16 on the CPU.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+namespace mm01 {
+
+enum class DType : uint8_t { kF32, kBF16, kF16, kF64, kI8, kU8, kI32, kI64, kBool };
+
+// The upper half of a float32.
+struct bf16 {
+  uint16_t bits = 0;
+  friend bool operator==(bf16, bf16) = default;
+};
+
+constexpr float ToFloat(float x) { return x; }
+constexpr float ToFloat(bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+constexpr bf16 ToBF16(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+}
+
+constexpr int64_t SizeOf(DType t) {
+  switch (t) {
+    case DType::kF64:
+    case DType::kI64: return 8;
+    case DType::kF32:
+    case DType::kI32: return 4;
+    case DType::kBF16:
+    case DType::kF16: return 2;
+    case DType::kI8:
+    case DType::kU8:
+    case DType::kBool: return 1;
+  }
+  return 0;
+}
+
+inline std::string ToString(DType t) {
+  switch (t) {
+    case DType::kF32: return "float32";
+    case DType::kBF16: return "bf16";
+    case DType::kF16: return "float16";
+    case DType::kF64: return "float64";
+    case DType::kI8: return "int8";
+    case DType::kU8: return "uint8";
+    case DType::kI32: return "int32";
+    case DType::kI64: return "int64";
+    case DType::kBool: return "bool";
+  }
+  return "?";
+}
+
+template <typename T>
+struct DTypeTrait;
+template <> struct DTypeTrait<float> { static constexpr DType value = DType::kF32; };
+template <> struct DTypeTrait<bf16> { static constexpr DType value = DType::kBF16; };
+template <> struct DTypeTrait<double> { static constexpr DType value = DType::kF64; };
+template <> struct DTypeTrait<int8_t> { static constexpr DType value = DType::kI8; };
+template <> struct DTypeTrait<uint8_t> { static constexpr DType value = DType::kU8; };
+template <> struct DTypeTrait<int32_t> { static constexpr DType value = DType::kI32; };
+template <> struct DTypeTrait<int64_t> { static constexpr DType value = DType::kI64; };
+
+template <typename T>
+inline constexpr DType kDTypeOf = DTypeTrait<std::remove_const_t<T>>::value;
+
+}  // namespace mm01
