@@ -1,0 +1,209 @@
+// The inner kernels of every matrix product on the CPU, compiled once for each SIMD target.
+//
+//   c[i, n] = sum over k ascending of a[i, k] b[k, n]
+//
+// One accumulator holds one output, and k runs in order from zero: a row's bits do not depend on how
+// many rows are multiplied with it, on the target's vector width, or on which tile it falls into.
+// Included through hwy/foreach_target.h, so there is no include guard of the usual kind.
+#if defined(MM01_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef MM01_TILE_INL_H_
+#undef MM01_TILE_INL_H_
+#else
+#define MM01_TILE_INL_H_
+#endif
+
+#include <hwy/highway.h>
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "kernels/gemm/weight.h"
+#include "kernels/vector-inl.h"
+#include "tensor/dtype.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace mm01 {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Rows and panels of the largest tile: 24 accumulators of 32 registers, or 12 of 16.
+inline constexpr int kTileRows = kLanes == 16 ? 12 : (kLanes == 8 ? 6 : 3);
+inline constexpr int kTilePanels = kLanes == 16 ? 2 : 1;
+
+// Where b comes from: panels of 16 columns, `panel` elements apart; k-rows `step` elements apart.
+template <typename T>
+struct Panels {
+  const T* data;
+  int64_t step;
+  int64_t panel;
+  const bf16* scales = nullptr;  // int8: [panel][group][16], at the group that holds k = 0
+  int64_t scale_panel = 0;
+  int64_t group = 0;
+};
+
+// Rows of the left matrix are packed four at a time: element (i, k) of a strip stands at
+// [i / 4][k][i % 4], `sub` floats between fours. A strip of one row is that row as it is.
+inline constexpr int kSubRows = 4;
+inline constexpr int kStripRoom = (kTileRows + kSubRows - 1) / kSubRows * kSubRows;
+
+// Where k-row `k` of a packed strip of `rows` rows begins.
+HWY_INLINE const float* StripAt(const float* strip, int rows, int64_t k) {
+  return strip + (rows == 1 ? k : k * kSubRows);
+}
+
+// c[MR, NP * 16] = or += the sum over k.
+template <int MR, int NP, bool kAdd, typename T>
+HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, Panels<T> b,
+                     float* HWY_RESTRICT c, int64_t ldc) {
+  constexpr bool kScaled = std::is_same_v<T, int8_t>;
+  constexpr int kWide = NP * kVecs;
+  const F32 d;
+  VF sum[MR][kWide];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kWide; ++j) sum[i][j] = hn::Zero(d);
+  }
+  const int64_t group = kScaled ? b.group : num_k;
+  for (int64_t k0 = 0; k0 < num_k; k0 += group) {
+    VF scale[kWide];
+    if constexpr (kScaled) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kWide; ++j) {
+        scale[j] = LoadAsF32(b.scales + j / kVecs * b.scale_panel + k0 / group * kPanel +
+                             j % kVecs * kLanes);
+      }
+    }
+    const int64_t end = k0 + group < num_k ? k0 + group : num_k;
+    for (int64_t k = k0; k < end; ++k) {
+      VF column[kWide];
+#pragma GCC unroll 16
+      for (int j = 0; j < kWide; ++j) {
+        column[j] = LoadAsF32(b.data + j / kVecs * b.panel + j % kVecs * kLanes);
+        if constexpr (kScaled) column[j] = hn::Mul(column[j], scale[j]);
+      }
+      b.data += b.step;
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const VF x = hn::Set(d, a[i / kSubRows * sub + i % kSubRows]);
+#pragma GCC unroll 16
+        for (int j = 0; j < kWide; ++j) sum[i][j] = hn::MulAdd(x, column[j], sum[i][j]);
+      }
+      a += MR == 1 ? 1 : kSubRows;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kWide; ++j) {
+      float* out = c + i * ldc + j * kLanes;
+      hn::StoreU(kAdd ? hn::Add(hn::LoadU(d, out), sum[i][j]) : sum[i][j], d, out);
+    }
+  }
+}
+
+template <typename T>
+using TileFn = void (*)(int64_t, const float*, int64_t, Panels<T>, float*, int64_t);
+
+template <int NP, bool kAdd, typename T, int... MR>
+HWY_INLINE TileFn<T> PickTile(int rows, std::integer_sequence<int, MR...>) {
+  static constexpr TileFn<T> kTable[] = {&Tile<MR + 1, NP, kAdd, T>...};
+  return kTable[rows - 1];
+}
+
+// c[rows, n] = or += a b for rows <= MaxRows. Whole panels are computed; what lies beyond n is cut.
+template <int kMaxRows, int kPanels, typename T>
+HWY_INLINE void TileStrip(int rows, int64_t n, int64_t num_k, const float* a, int64_t sub,
+                          Panels<T> b, float* c, int64_t ldc, bool add) {
+  using Rows = std::make_integer_sequence<int, kMaxRows>;
+  const TileFn<T> wide = add ? PickTile<kPanels, true, T>(rows, Rows())
+                             : PickTile<kPanels, false, T>(rows, Rows());
+  const TileFn<T> narrow =
+      add ? PickTile<1, true, T>(rows, Rows()) : PickTile<1, false, T>(rows, Rows());
+  int64_t done = 0;
+  const auto next = [&](int64_t panels) {
+    done += panels * kPanel;
+    b.data += panels * b.panel;
+    if (b.scales) b.scales += panels * b.scale_panel;
+  };
+  while (n - done >= kPanels * kPanel) {
+    wide(num_k, a, sub, b, c + done, ldc);
+    next(kPanels);
+  }
+  while (n - done >= kPanel) {
+    narrow(num_k, a, sub, b, c + done, ldc);
+    next(1);
+  }
+  if (done == n) return;
+  float cut[kMaxRows * kPanel];
+  PickTile<1, false, T>(rows, Rows())(num_k, a, sub, b, cut, kPanel);
+  for (int i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < n - done; ++j) {
+      float& out = c[i * ldc + done + j];
+      out = add ? out + cut[i * kPanel + j] : cut[i * kPanel + j];
+    }
+  }
+}
+
+// Packs `rows` <= kTileRows rows of x (row stride ldx) as one strip, fours num_k * 4 floats apart.
+HWY_INLINE void PackStrip(int rows, int64_t num_k, const float* x, int64_t ldx, float* strip) {
+  if (rows == 1) {
+    std::memcpy(strip, x, static_cast<size_t>(num_k) * sizeof(float));
+    return;
+  }
+  const F32 d;
+  for (int i = 0; i < rows; i += kSubRows) {
+    // Fewer than four rows left: the last is read again in place of those that are not there.
+    const float* row[kSubRows];
+    for (int j = 0; j < kSubRows; ++j) row[j] = x + (i + j < rows ? i + j : rows - 1) * ldx;
+    float* out = strip + i * num_k;
+    int64_t k = 0;
+    for (; k + kLanes <= num_k; k += kLanes) {
+      hn::StoreInterleaved4(hn::LoadU(d, row[0] + k), hn::LoadU(d, row[1] + k),
+                            hn::LoadU(d, row[2] + k), hn::LoadU(d, row[3] + k), d,
+                            out + k * kSubRows);
+    }
+    for (; k < num_k; ++k) {
+      for (int j = 0; j < kSubRows; ++j) out[k * kSubRows + j] = row[j][k];
+    }
+  }
+}
+
+// Room for m rows packed in strips of kTileRows.
+constexpr int64_t PackedFloats(int64_t m, int64_t num_k) {
+  return (m + kTileRows - 1) / kTileRows * kStripRoom * num_k;
+}
+
+HWY_INLINE void PackRowsOf(int64_t m, int64_t num_k, const float* x, int64_t ldx, float* packed) {
+  for (int64_t i = 0; i < m; i += kTileRows) {
+    const int rows = static_cast<int>(m - i < kTileRows ? m - i : kTileRows);
+    PackStrip(rows, num_k, x + i * ldx, ldx, packed + i / kTileRows * kStripRoom * num_k);
+  }
+}
+
+// c[m, n] = or += a b for matrices that stay in cache, a packed by PackRowsOf, sums over all k in one
+// chain.
+template <typename T>
+HWY_INLINE void PackedGemm(int64_t m, int64_t n, int64_t num_k, const float* packed,
+                           const Panels<T>& b, float* c, int64_t ldc, bool add) {
+  for (int64_t i = 0; i < m; i += kTileRows) {
+    const int rows = static_cast<int>(m - i < kTileRows ? m - i : kTileRows);
+    TileStrip<kTileRows, kTilePanels>(rows, n, num_k, packed + i / kTileRows * kStripRoom * num_k,
+                                      num_k * kSubRows, b, c + i * ldc, ldc, add);
+  }
+}
+
+// The same for a row-major with stride lda; `packed` has room for PackedFloats(m, num_k).
+template <typename T>
+HWY_INLINE void SmallGemm(int64_t m, int64_t n, int64_t num_k, const float* a, int64_t lda,
+                          const Panels<T>& b, float* c, int64_t ldc, bool add, float* packed) {
+  PackRowsOf(m, num_k, a, lda, packed);
+  PackedGemm(m, n, num_k, packed, b, c, ldc, add);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mm01
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard

@@ -1,0 +1,72 @@
+// A weight matrix [N, K] laid out for the CPU's kernels.
+//
+// Rows are taken 16 at a time into a panel in which k varies slowest: element (n, k) stands at
+// [n / 16][k][n % 16], and a panel that N does not fill ends in zeros. So a kernel reads memory in one
+// direction, 16 outputs wide, and adds over k in one order whatever the number of rows it multiplies.
+//
+//   float32, bf16   as they are
+//   int8            x = q * scale, one bf16 scale for `group` neighbours in k (32, 64 or 128). The
+//                   product of 8 and 8 bits is exact in float32, so decoding never rounds.
+//
+// The canonical, unpacked form on disk is NAME [N, K] int8 with NAME_scale [N, K / group] bf16.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/status.h"
+#include "device/buffer.h"
+#include "tensor/dtype.h"
+
+namespace mm01 {
+
+inline constexpr int64_t kPanel = 16;
+
+// What a weight is kept as in memory.
+struct WeightType {
+  DType dtype = DType::kF32;  // kF32, kBF16 or kI8
+  int64_t group = 0;          // kI8: 32, 64 or 128
+
+  friend bool operator==(const WeightType&, const WeightType&) = default;
+};
+
+// Bytes of an [n, k] weight in canonical form. `group` need not divide k: the last one is short.
+int64_t WeightBytes(const WeightType& type, int64_t n, int64_t k);
+
+class Weight {
+ public:
+  Weight() = default;
+  Weight(WeightType type, int64_t n, int64_t k);
+
+  const WeightType& type() const { return type_; }
+  int64_t n() const { return n_; }
+  int64_t k() const { return k_; }
+  int64_t num_panels() const { return (n_ + kPanel - 1) / kPanel; }
+  int64_t num_groups() const { return type_.group ? (k_ + type_.group - 1) / type_.group : 0; }
+  int64_t bytes() const { return data_.bytes() + scales_.bytes(); }
+  bool empty() const { return n_ == 0; }
+
+  const void* data() const { return data_.data(); }
+  const bf16* scales() const { return scales_.As<bf16>(); }  // [panel][group][16]
+
+  // Stores row n, rounding to bf16 or quantizing as the type asks. Rows may come in any order and from
+  // different threads.
+  void SetRow(int64_t n, std::span<const float> row);
+  // The same for a row that is int8 already, with the scales of this weight's groups.
+  void SetRow(int64_t n, std::span<const int8_t> row, std::span<const bf16> scales);
+  // Row n as float32.
+  void GetRow(int64_t n, std::span<float> row) const;
+
+ private:
+  WeightType type_;
+  int64_t n_ = 0;
+  int64_t k_ = 0;
+  Buffer data_;
+  Buffer scales_;
+};
+
+// Round to nearest with a scale of (largest magnitude) / 127 rounded to bf16, so |x - q scale| is at
+// most scale / 2, or a little more for the largest. A group of zeros has scale 0.
+void QuantizeGroup(std::span<const float> x, std::span<int8_t> q, bf16& scale);
+
+}  // namespace mm01
