@@ -41,7 +41,11 @@ class Guard : public nlohmann::json_sax<Json> {
   }
   bool parse_error(std::size_t position, const std::string&,
                    const nlohmann::detail::exception& e) override {
-    error = fmt::format("not JSON at byte {}: {}", position, e.what());
+    // nlohmann's text begins with its own name for the error and the place, ended by ": ".
+    const std::string_view what = e.what();
+    const size_t place = what.find(": ");
+    error = fmt::format("not JSON at byte {}: {}", position,
+                        place == what.npos ? what : what.substr(place + 2));
     return false;
   }
 

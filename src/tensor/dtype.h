@@ -8,7 +8,9 @@
 
 namespace mm01 {
 
-enum class DType : uint8_t { kF32, kBF16, kF16, kF64, kI8, kU8, kI32, kI64, kBool };
+enum class DType : uint8_t {
+  kF32, kBF16, kF16, kF64, kI8, kU8, kI32, kI64, kBool, kI16, kU16, kU32, kU64, kF8E4M3, kF8E5M2
+};
 
 // The upper half of a float32.
 struct bf16 {
@@ -29,14 +31,20 @@ constexpr bf16 ToBF16(float x) {
 constexpr int64_t SizeOf(DType t) {
   switch (t) {
     case DType::kF64:
-    case DType::kI64: return 8;
+    case DType::kI64:
+    case DType::kU64: return 8;
     case DType::kF32:
-    case DType::kI32: return 4;
+    case DType::kI32:
+    case DType::kU32: return 4;
     case DType::kBF16:
-    case DType::kF16: return 2;
+    case DType::kF16:
+    case DType::kI16:
+    case DType::kU16: return 2;
     case DType::kI8:
     case DType::kU8:
-    case DType::kBool: return 1;
+    case DType::kBool:
+    case DType::kF8E4M3:
+    case DType::kF8E5M2: return 1;
   }
   return 0;
 }
@@ -52,6 +60,12 @@ inline std::string ToString(DType t) {
     case DType::kI32: return "int32";
     case DType::kI64: return "int64";
     case DType::kBool: return "bool";
+    case DType::kI16: return "int16";
+    case DType::kU16: return "uint16";
+    case DType::kU32: return "uint32";
+    case DType::kU64: return "uint64";
+    case DType::kF8E4M3: return "fp8 e4m3";
+    case DType::kF8E5M2: return "fp8 e5m2";
   }
   return "?";
 }
@@ -65,6 +79,10 @@ template <> struct DTypeTrait<int8_t> { static constexpr DType value = DType::kI
 template <> struct DTypeTrait<uint8_t> { static constexpr DType value = DType::kU8; };
 template <> struct DTypeTrait<int32_t> { static constexpr DType value = DType::kI32; };
 template <> struct DTypeTrait<int64_t> { static constexpr DType value = DType::kI64; };
+template <> struct DTypeTrait<int16_t> { static constexpr DType value = DType::kI16; };
+template <> struct DTypeTrait<uint16_t> { static constexpr DType value = DType::kU16; };
+template <> struct DTypeTrait<uint32_t> { static constexpr DType value = DType::kU32; };
+template <> struct DTypeTrait<uint64_t> { static constexpr DType value = DType::kU64; };
 
 template <typename T>
 inline constexpr DType kDTypeOf = DTypeTrait<std::remove_const_t<T>>::value;

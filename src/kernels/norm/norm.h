@@ -28,8 +28,15 @@ struct AddNormArgs {
 // DeepNorm's residual and the norm that follows it, in one pass over the row.
 void AddNorm(Queue& queue, const AddNormArgs& args);
 
-// x = alpha x + beta branch, the residual after the last layer of a stage.
-void AddResidual(Queue& queue, const Tensor& x, const Tensor& branch, float alpha, float beta);
+struct AddResidualArgs {
+  Tensor x, branch;  // [T, D]
+  float alpha = 1.0f;
+  float beta = 1.0f;
+  Tensor sum;        // [T, D]  may be x or branch itself
+};
+
+// sum = alpha x + beta branch, where the norm belongs to somebody else.
+void AddResidual(Queue& queue, const AddResidualArgs& args);
 
 // The squares of each row of x [T, D] added up, for ranks that hold D in parts: out [T].
 void SumOfSquares(Queue& queue, const Tensor& x, const Tensor& out);

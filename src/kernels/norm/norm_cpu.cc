@@ -98,13 +98,12 @@ void AddNormTarget(Queue& queue, const AddNormArgs& a) {
   });
 }
 
-void AddResidualTarget(Queue& queue, const Tensor& x_tensor, const Tensor& branch_tensor, float alpha,
-                       float beta) {
-  const auto x = x_tensor.As<float, 2>();
-  const auto branch = branch_tensor.As<const float, 2>();
-  Check(x.shape == branch.shape, "AddResidual: shapes disagree");
+void AddResidualTarget(Queue& queue, const AddResidualArgs& a) {
+  const auto x = a.x.As<const float, 2>(), branch = a.branch.As<const float, 2>();
+  const auto sum = a.sum.As<float, 2>();
+  Check(x.shape == branch.shape && x.shape == sum.shape, "AddResidual: shapes disagree");
   ForRows(queue, x.dim(0), [&](int64_t r) {
-    Add(&x(r, 0), &branch(r, 0), alpha, beta, x.dim(1), &x(r, 0));
+    Add(&x(r, 0), &branch(r, 0), a.alpha, a.beta, x.dim(1), &sum(r, 0));
   });
 }
 
@@ -155,8 +154,8 @@ void AddNorm(Queue& queue, const AddNormArgs& args) {
   HWY_DYNAMIC_DISPATCH(AddNormTarget)(queue, args);
 }
 
-void AddResidual(Queue& queue, const Tensor& x, const Tensor& branch, float alpha, float beta) {
-  HWY_DYNAMIC_DISPATCH(AddResidualTarget)(queue, x, branch, alpha, beta);
+void AddResidual(Queue& queue, const AddResidualArgs& args) {
+  HWY_DYNAMIC_DISPATCH(AddResidualTarget)(queue, args);
 }
 
 void SumOfSquares(Queue& queue, const Tensor& x, const Tensor& out) {

@@ -1,0 +1,12 @@
+// What the machine has to give.
+#pragma once
+
+#include <cstdint>
+
+namespace mm01::infer {
+
+int AvailableCores();            // that this process may run on
+int64_t AvailableMemoryBytes();  // that it could still take: free, or cached and given up on demand
+int64_t PeakResidentBytes();     // the most memory this process ever held resident
+
+}  // namespace mm01::infer

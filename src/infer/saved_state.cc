@@ -1,0 +1,294 @@
+#include "infer/saved_state.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "infer/session.h"
+#include "io/safetensors.h"
+
+namespace mm01::infer {
+namespace {
+
+constexpr const char* kFormat = "mm01-state";
+constexpr const char* kVersion = "1";
+constexpr const char* kChecksum = "checksum";
+
+using Metadata = std::map<std::string, std::string>;
+using Digest = std::array<std::byte, 16>;
+
+// The hash of metadata, then of each tensor's name and bytes, in the order of the file.
+class Hash {
+ public:
+  explicit Hash(const Metadata& metadata) : state_(XXH3_createState(), XXH3_freeState) {
+    XXH3_128bits_reset(state_.get());
+    for (const auto& [key, value] : metadata) Add(key + "=" + value + ";");
+  }
+  void Add(std::string_view text) { XXH3_128bits_update(state_.get(), text.data(), text.size()); }
+  void Add(std::span<const std::byte> data) {
+    XXH3_128bits_update(state_.get(), data.data(), data.size());
+  }
+  Digest Value() const {
+    XXH128_canonical_t canonical;
+    XXH128_canonicalFromHash(&canonical, XXH3_128bits_digest(state_.get()));
+    Digest digest;
+    std::memcpy(digest.data(), canonical.digest, digest.size());
+    return digest;
+  }
+
+ private:
+  std::unique_ptr<XXH3_state_t, XXH_errorcode (*)(XXH3_state_t*)> state_;
+};
+
+std::string LayerName(int64_t layer, const char* what) {
+  return fmt::format("layer.{}.{}", layer, what);
+}
+
+// The tensors of a state of `tokens` tokens, in the order of the file.
+std::vector<TensorInfo> Layout(const TextConfig& c, DType kv, int64_t tokens) {
+  std::vector<TensorInfo> all;
+  all.push_back({.name = "tokens", .dtype = DType::kI32, .shape = {tokens}});
+  all.push_back({.name = "logits", .dtype = DType::kF32, .shape = {c.vocab_size}});
+  const int64_t since = tokens % kLightningBlock;
+  for (int64_t i = 0; i < c.num_layers(); ++i) {
+    const int64_t h = c.num_heads, d = c.head_dim;
+    if (c.layers[static_cast<size_t>(i)] == LayerKind::kLightning) {
+      all.push_back({LayerName(i, "state"), DType::kF32, {h, d, d}});
+      all.push_back({LayerName(i, "k_rows"), DType::kF32, {since, h, d}});
+      all.push_back({LayerName(i, "v_rows"), DType::kF32, {since, h, d}});
+    } else {
+      all.push_back({LayerName(i, "k"), kv, {tokens, c.num_kv_heads, d}});
+      all.push_back({LayerName(i, "v"), kv, {tokens, c.num_kv_heads, d}});
+    }
+  }
+  all.push_back({.name = kChecksum, .dtype = DType::kU8, .shape = {16}});
+  return all;
+}
+
+Status CheckHeader(const SafetensorsFile& file) {
+  const Metadata& m = file.metadata();
+  const auto format = m.find("format"), version = m.find("version");
+  if (format == m.end() || format->second != kFormat || version == m.end()) {
+    return Status::Invalid(file.path() + " is no saved state: its metadata has no format mm01-state");
+  }
+  if (version->second != kVersion) {
+    return Status::Unsupported(fmt::format("{}: saved state of version {}, this program reads version {}",
+                                           file.path(), version->second, kVersion));
+  }
+  for (const char* key : {"model", "config", "kv"}) {
+    if (!m.contains(key)) {
+      return Status::Invalid(fmt::format("{}: the saved state does not say its {}", file.path(), key));
+    }
+  }
+  if (!file.Find("tokens") || !file.Find(kChecksum)) {
+    return Status::Invalid(file.path() + ": the saved state has no tokens or no checksum");
+  }
+  return Status::Ok();
+}
+
+Status CheckHash(const SafetensorsFile& file) {
+  Hash hash(file.metadata());
+  std::vector<std::byte> piece(1 << 20);
+  for (const TensorInfo& t : file.tensors()) {
+    if (t.name == kChecksum || t.bytes == 0) continue;
+    hash.Add(t.name);
+    for (int64_t at = 0; at < t.bytes; at += static_cast<int64_t>(piece.size())) {
+      const auto n = std::min(t.bytes - at, static_cast<int64_t>(piece.size()));
+      const auto part = std::span(piece).first(static_cast<size_t>(n));
+      MM01_RETURN_IF_ERROR(file.Read(t, at, part));
+      hash.Add(part);
+    }
+  }
+  MM01_ASSIGN_OR_RETURN(const auto stored, file.ReadAll<uint8_t>(*file.Find(kChecksum)));
+  const Digest digest = hash.Value();
+  if (stored.size() == digest.size() &&
+      std::memcmp(stored.data(), digest.data(), digest.size()) == 0) {
+    return Status::Ok();
+  }
+  return Status::Invalid(file.path() + " is damaged: its checksum does not match its contents");
+}
+
+// Moves one sequence between the state's layout and the file's, in pieces of rows. `each` gets the
+// bytes of the next piece: to write them out, or to fill them in.
+using Piece = std::function<Status(std::span<std::byte>)>;
+
+// Rows of [count, heads, dim] that lie in memory as columns of panels [heads][B / 16][dim][16].
+template <typename T>
+void MovePanelRows(bool to_state, T* rows, int64_t count, int64_t heads, int64_t dim, T* panels) {
+  const int64_t head_size = kKvPage * dim;
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t h = 0; h < heads; ++h) {
+      T* column = panels + h * head_size + r / kPanel * dim * kPanel + r % kPanel;
+      T* row = rows + (r * heads + h) * dim;
+      for (int64_t i = 0; i < dim; ++i) {
+        to_state ? column[i * kPanel] = row[i] : row[i] = column[i * kPanel];
+      }
+    }
+  }
+}
+
+// The same where they lie as [heads][B][dim].
+template <typename T>
+void MoveRows(bool to_state, T* rows, int64_t count, int64_t heads, int64_t dim, T* memory) {
+  for (int64_t r = 0; r < count; ++r) {
+    for (int64_t h = 0; h < heads; ++h) {
+      T* at = memory + (h * kKvPage + r) * dim;
+      T* row = rows + (r * heads + h) * dim;
+      to_state ? std::copy_n(row, dim, at) : std::copy_n(at, dim, row);
+    }
+  }
+}
+
+template <typename T, typename Move>
+Status MovePiece(bool to_state, int64_t count, int64_t heads, int64_t dim, T* memory, const Piece& each,
+                 Move move) {
+  std::vector<T> rows(static_cast<size_t>(count * heads * dim));
+  const auto bytes = std::as_writable_bytes(std::span(rows));
+  if (!to_state) move(false, rows.data(), count, heads, dim, memory);
+  MM01_RETURN_IF_ERROR(each(bytes));
+  if (to_state) move(true, rows.data(), count, heads, dim, memory);
+  return Status::Ok();
+}
+
+template <typename T>
+Status MovePages(bool to_state, const TextState& state, int32_t slot, const Tensor& pool, int64_t dim,
+                 bool panels, const Piece& each) {
+  const int64_t tokens = state.length(slot);
+  for (int64_t at = 0; at < tokens; at += kKvPage) {
+    const int32_t page = state.pages(slot)[static_cast<size_t>(at / kKvPage)];
+    T* memory = static_cast<T*>(pool.data) + page * pool.stride[0];
+    MM01_RETURN_IF_ERROR(MovePiece(to_state, std::min(kKvPage, tokens - at), pool.dim(1), dim, memory,
+                                   each, panels ? MovePanelRows<T> : MoveRows<T>));
+  }
+  return Status::Ok();
+}
+
+Status MoveState(bool to_state, const TextConfig& c, const TextState& state, int32_t slot,
+                 const Piece& each) {
+  const int64_t since = state.length(slot) % kLightningBlock, d = c.head_dim;
+  for (int64_t i = 0; i < c.num_layers(); ++i) {
+    if (c.layers[static_cast<size_t>(i)] == LayerKind::kLightning) {
+      const LightningState s = state.lightning(i);
+      const auto at = [&](const Tensor& t) { return static_cast<float*>(t.data) + slot * t.stride[0]; };
+      // Before the first border S is not set; it is saved as the zero that it stands for.
+      const std::span matrix(at(s.s), static_cast<size_t>(c.num_heads * d * d));
+      if (state.length(slot) < kLightningBlock) std::ranges::fill(matrix, 0.0f);
+      MM01_RETURN_IF_ERROR(each(std::as_writable_bytes(matrix)));
+      MM01_RETURN_IF_ERROR(MovePiece(to_state, since, c.num_heads, d, at(s.k_rows), each,
+                                     MovePanelRows<float>));
+      MM01_RETURN_IF_ERROR(
+          MovePiece(to_state, since, c.num_heads, d, at(s.v_rows), each, MoveRows<float>));
+      continue;
+    }
+    const PagedKv kv = state.kv(i);
+    const auto move = state.kv_type() == DType::kBF16 ? MovePages<bf16> : MovePages<float>;
+    MM01_RETURN_IF_ERROR(move(to_state, state, slot, kv.k, d, true, each));
+    MM01_RETURN_IF_ERROR(move(to_state, state, slot, kv.v, d, false, each));
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+Result<SavedStateInfo> InspectState(const std::string& path) {
+  MM01_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  MM01_RETURN_IF_ERROR(CheckHeader(file));
+  MM01_RETURN_IF_ERROR(CheckHash(file));
+  SavedStateInfo info{.version = 1,
+                      .model = file.metadata().at("model"),
+                      .kv = file.metadata().at("kv"),
+                      .num_tokens = file.Find("tokens")->num_elements()};
+  MM01_ASSIGN_OR_RETURN(info.config, ParseJson(file.metadata().at("config"), path));
+  for (const TensorInfo& t : file.tensors()) {
+    if (t.name.ends_with(".state") || t.name.ends_with("_rows")) info.state_bytes += t.bytes;
+    if (t.name.ends_with(".k") || t.name.ends_with(".v")) info.kv_bytes += t.bytes;
+  }
+  return info;
+}
+
+Status Session::Save(const std::string& path) const {
+  if (tokens_.empty()) return Status::Invalid("nothing has been read, so there is nothing to save");
+  const TextConfig& c = engine_->config();
+  const TextState& state = engine_->state();
+  const Metadata metadata{{"format", kFormat},
+                          {"version", kVersion},
+                          {"model", fmt::format("{:016x}", engine_->fingerprint())},
+                          {"config", ToJson(c).dump()},
+                          {"kv", ToString(state.kv_type())}};
+  const std::vector<TensorInfo> layout = Layout(c, state.kv_type(), length());
+  MM01_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(path, layout, metadata));
+
+  // Pieces come in the order of the layout; a name enters the hash where its tensor begins. Tensors
+  // without elements have no place in a file's order, and stay out.
+  Hash hash(metadata);
+  size_t next = 0;
+  int64_t left = 0;
+  const auto append = [&](std::span<const std::byte> data) -> Status {
+    if (data.empty()) return Status::Ok();
+    while (left == 0) {
+      left = writer.tensors()[next].bytes;
+      if (left > 0) hash.Add(layout[next].name);
+      ++next;
+    }
+    left -= static_cast<int64_t>(data.size());
+    hash.Add(data);
+    return writer.Append(data);
+  };
+  MM01_RETURN_IF_ERROR(append(std::as_bytes(std::span(tokens_))));
+  MM01_RETURN_IF_ERROR(append(std::as_bytes(std::span(logits_))));
+  MM01_RETURN_IF_ERROR(MoveState(false, c, state, slot_, append));
+  const Digest digest = hash.Value();
+  MM01_RETURN_IF_ERROR(writer.Append(digest));
+  return writer.Finish();
+}
+
+Result<Session> Session::Load(Engine& engine, const std::string& path) {
+  MM01_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(path));
+  MM01_RETURN_IF_ERROR(CheckHeader(file));
+  const std::string model = fmt::format("{:016x}", engine.fingerprint());
+  if (file.metadata().at("model") != model) {
+    return Status::Invalid(fmt::format(
+        "{} is the state of model {} (weights, types of weights and cache), the model loaded is {}", path,
+        file.metadata().at("model"), model));
+  }
+  MM01_RETURN_IF_ERROR(CheckHash(file));
+  const int64_t tokens = file.Find("tokens")->num_elements();
+  for (const TensorInfo& wanted : Layout(engine.config(), engine.state().kv_type(), tokens)) {
+    const TensorInfo* found = file.Find(wanted.name);
+    if (!found || found->dtype != wanted.dtype || found->shape != wanted.shape) {
+      return Status::Invalid(fmt::format("{}: tensor {} is missing or misshapen", path, wanted.name));
+    }
+  }
+
+  MM01_ASSIGN_OR_RETURN(Session session, Session::Open(engine));
+  MM01_ASSIGN_OR_RETURN(session.tokens_, file.ReadAll<int32_t>(*file.Find("tokens")));
+  MM01_ASSIGN_OR_RETURN(session.logits_, file.ReadAll<float>(*file.Find("logits")));
+  MM01_RETURN_IF_ERROR(engine.state().Reserve(session.slot_, tokens));
+  engine.state().Advance(session.slot_, tokens);
+  // Pieces come in the order of the file, which is that of Layout: checked above by name.
+  const std::vector<TensorInfo> layout = Layout(engine.config(), engine.state().kv_type(), tokens);
+  size_t next = 2;
+  int64_t at = 0;
+  const auto fill = [&](std::span<std::byte> data) -> Status {
+    if (data.empty()) return Status::Ok();
+    while (at == file.Find(layout[next].name)->bytes) {
+      ++next;
+      at = 0;
+    }
+    MM01_RETURN_IF_ERROR(file.Read(*file.Find(layout[next].name), at, data));
+    at += static_cast<int64_t>(data.size());
+    return Status::Ok();
+  };
+  MM01_RETURN_IF_ERROR(MoveState(true, engine.config(), engine.state(), session.slot_, fill));
+  return session;
+}
+
+}  // namespace mm01::infer

@@ -1,0 +1,60 @@
+#include "infer/session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace mm01::infer {
+
+Result<Session> Session::Open(Engine& engine) {
+  MM01_ASSIGN_OR_RETURN(const int32_t slot, engine.state().Open());
+  return Session(engine, slot);
+}
+
+Session::~Session() {
+  if (engine_) engine_->state().Close(slot_);
+}
+
+Session::Session(Session&& other) noexcept
+    : engine_(std::exchange(other.engine_, nullptr)),
+      slot_(other.slot_),
+      tokens_(std::move(other.tokens_)),
+      logits_(std::move(other.logits_)) {}
+
+Status Session::Read(std::span<const int32_t> tokens, const PrefillProgress& progress) {
+  const int64_t vocabulary = engine_->config().vocab_size;
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] >= 0 && tokens[i] < vocabulary) continue;
+    return Status::Invalid(fmt::format("token {} of the input is {}, wanted 0 to {}", i, tokens[i],
+                                       vocabulary - 1));
+  }
+  const auto total = static_cast<int64_t>(tokens.size());
+  MM01_RETURN_IF_ERROR(engine_->state().Reserve(slot_, total));
+  // Steps end on the grid, so that later ones start with whole blocks.
+  for (int64_t done = 0; done < total;) {
+    const int64_t rows = std::max<int64_t>(1, engine_->options().prefill_rows);
+    int64_t end = std::min(total, done + rows);
+    const int64_t past = (length() + end - done) % kLightningBlock;
+    if (end < total && past < end - done) end -= past;
+    Step(tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(end - done)));
+    done = end;
+    if (progress && !progress(done, total) && done < total) {
+      return Status::Cancelled(fmt::format("stopped after {} of {} tokens", done, total));
+    }
+  }
+  return Status::Ok();
+}
+
+void Session::Step(std::span<const int32_t> tokens) {
+  const TextModel model = engine_->model();
+  const auto rows = static_cast<int64_t>(tokens.size()), width = engine_->config().hidden_size;
+  Scratch scratch(engine_->queue());
+  const Tensor hidden(scratch.Get<float>(rows * width), {rows, width});
+  Forward(model, {.ids = {tokens.begin(), tokens.end()}, .sequences = {{slot_, rows}}}, hidden);
+  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+  logits_.resize(static_cast<size_t>(engine_->config().vocab_size));
+  Logits(model, hidden.Rows(rows - 1, rows), Tensor(logits_.data(), {1, engine_->config().vocab_size}));
+}
+
+}  // namespace mm01::infer

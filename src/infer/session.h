@@ -1,0 +1,53 @@
+// One conversation, document or text: the tokens a model has read, and what it remembers of them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "infer/engine.h"
+
+namespace mm01::infer {
+
+// Called between prefill steps: tokens read of this call and in all. Returning false stops there; what
+// was read stays read.
+using PrefillProgress = std::function<bool(int64_t done, int64_t total)>;
+
+class Session {
+ public:
+  // Takes a sequence slot of the engine, which must outlive the session.
+  static Result<Session> Open(Engine& engine);
+  ~Session();
+  Session(Session&& other) noexcept;
+  Session& operator=(Session&&) = delete;
+
+  Engine& engine() const { return *engine_; }
+  const std::vector<int32_t>& tokens() const { return tokens_; }
+  int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
+
+  // Reads tokens, in steps of the engine's prefill_rows. Errors: a token that is not in the vocabulary
+  // (Invalid; nothing is read), no room (TooLarge; nothing is read), stopped by `progress` (Cancelled).
+  Status Read(std::span<const int32_t> tokens, const PrefillProgress& progress = {});
+
+  // Of the token after the last one read: [V], -inf where no token is. Empty before the first.
+  std::span<const float> logits() const { return logits_; }
+
+  // Writes everything that is needed to go on exactly as without the pause (docs/formats.md); atomic.
+  Status Save(const std::string& path) const;
+  // A session as it was saved. Refuses a file that is damaged, of another version, or of a model whose
+  // state differs.
+  static Result<Session> Load(Engine& engine, const std::string& path);
+
+ private:
+  Session(Engine& engine, int32_t slot) : engine_(&engine), slot_(slot) {}
+  void Step(std::span<const int32_t> tokens);
+
+  Engine* engine_;
+  int32_t slot_;
+  std::vector<int32_t> tokens_;
+  std::vector<float> logits_;
+};
+
+}  // namespace mm01::infer

@@ -1,0 +1,133 @@
+#include "model/text01/state.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace mm01 {
+
+TextState::TextState(const TextConfig& config, const Shard& shard, const StateSizes& sizes)
+    : sizes_(sizes),
+      heads_(shard.heads.size()),
+      kv_heads_(shard.kv_heads.size()),
+      dim_(config.head_dim),
+      kinds_(config.layers) {
+  Check(sizes.num_slots > 0 && sizes.max_tokens >= 0, "a state needs a slot");
+  Check(sizes.kv_type == DType::kF32 || sizes.kv_type == DType::kBF16,
+        "keys and values are float32 or bf16");
+  const bool has_softmax = config.num_softmax_layers() > 0;
+  num_pages_ = (sizes.max_tokens + kKvPage - 1) / kKvPage + sizes.num_slots;
+  const int64_t rows = sizes.num_slots * heads_ * kLightningBlock * dim_;
+  const int64_t page = kv_heads_ * kKvPage * dim_ * SizeOf(sizes.kv_type);
+  for (LayerKind kind : kinds_) {
+    LayerMemory m;
+    if (kind == LayerKind::kLightning) {
+      m.s = Buffer(sizes.num_slots * heads_ * dim_ * dim_ * SizeOf(DType::kF32));
+      m.k_rows = Buffer(rows * SizeOf(DType::kF32));
+      m.v_rows = Buffer(rows * SizeOf(DType::kF32));
+      lightning_bytes_ += m.s.bytes() + m.k_rows.bytes() + m.v_rows.bytes();
+    } else {
+      m.k = Buffer(num_pages_ * page);
+      m.v = Buffer(num_pages_ * page);
+      m.k_scale = Buffer(num_pages_ * kv_heads_ * SizeOf(DType::kF32));
+      m.v_scale = Buffer(num_pages_ * kv_heads_ * SizeOf(DType::kF32));
+      std::fill_n(m.k_scale.As<float>(), num_pages_ * kv_heads_, 1.0f);
+      std::fill_n(m.v_scale.As<float>(), num_pages_ * kv_heads_, 1.0f);
+      page_bytes_ += 2 * page;
+    }
+    layers_.push_back(std::move(m));
+  }
+  sequences_.resize(static_cast<size_t>(sizes.num_slots));
+  if (!has_softmax) return;
+  for (int64_t p = num_pages_ - 1; p >= 0; --p) free_pages_.push_back(static_cast<int32_t>(p));
+}
+
+const TextState::Sequence& TextState::sequence(int32_t slot) const {
+  Check(0 <= slot && slot < sizes_.num_slots, "no such slot");
+  const Sequence& s = sequences_[static_cast<size_t>(slot)];
+  Check(s.open, "the slot holds no sequence");
+  return s;
+}
+
+TextState::Sequence& TextState::sequence(int32_t slot) {
+  return const_cast<Sequence&>(static_cast<const TextState&>(*this).sequence(slot));
+}
+
+Result<int32_t> TextState::Open(int64_t begin) {
+  for (int32_t slot = 0; slot < sizes_.num_slots; ++slot) {
+    Sequence& s = sequences_[static_cast<size_t>(slot)];
+    if (s.open) continue;
+    s = {.open = true, .begin = begin};
+    return slot;
+  }
+  return Status::TooLarge(fmt::format("all {} sequence slots are in use", sizes_.num_slots));
+}
+
+void TextState::Close(int32_t slot) {
+  Sequence& s = sequence(slot);
+  free_pages_.insert(free_pages_.end(), s.pages.rbegin(), s.pages.rend());
+  s = {};
+}
+
+Status TextState::Reserve(int32_t slot, int64_t num_tokens) {
+  Sequence& s = sequence(slot);
+  if (page_bytes_ == 0) return Status::Ok();
+  const int64_t pages = (s.length + num_tokens + kKvPage - 1) / kKvPage;
+  const int64_t missing = pages - static_cast<int64_t>(s.pages.size());
+  if (missing > static_cast<int64_t>(free_pages_.size())) {
+    return Status::TooLarge(fmt::format(
+        "{} tokens of context do not fit: keys and values have room for {} in all, {} of it free",
+        s.length + num_tokens, max_tokens(), static_cast<int64_t>(free_pages_.size()) * kKvPage));
+  }
+  for (int64_t i = 0; i < missing; ++i) {
+    s.pages.push_back(free_pages_.back());
+    free_pages_.pop_back();
+  }
+  return Status::Ok();
+}
+
+void TextState::Advance(int32_t slot, int64_t num_tokens) {
+  Sequence& s = sequence(slot);
+  s.length += num_tokens;
+  Check(page_bytes_ == 0 || s.length <= static_cast<int64_t>(s.pages.size()) * kKvPage,
+        "the sequence outgrew what was reserved");
+}
+
+void TextState::Truncate(int32_t slot, int64_t length) {
+  Sequence& s = sequence(slot);
+  Check(s.length / kLightningBlock * kLightningBlock <= length && length <= s.length,
+        "a sequence can be cut back to the last border only");
+  s.length = length;
+}
+
+LightningState TextState::lightning(int64_t layer) const {
+  Check(kinds_[static_cast<size_t>(layer)] == LayerKind::kLightning, "not a lightning layer");
+  const LayerMemory& m = layers_[static_cast<size_t>(layer)];
+  const int64_t n = sizes_.num_slots, row = kLightningBlock * dim_;
+  return {.s = Tensor(m.s.As<float>(), {n, heads_, dim_, dim_}),
+          .k_rows = Tensor(m.k_rows.As<float>(), {n, heads_, row}),
+          .v_rows = Tensor(m.v_rows.As<float>(), {n, heads_, row})};
+}
+
+PagedKv TextState::kv(int64_t layer) const {
+  Check(kinds_[static_cast<size_t>(layer)] == LayerKind::kSoftmax, "not a softmax layer");
+  const LayerMemory& m = layers_[static_cast<size_t>(layer)];
+  const int64_t row = kKvPage * dim_;
+  const auto pool = [&](const Buffer& b) {
+    return sizes_.kv_type == DType::kBF16 ? Tensor(b.As<bf16>(), {num_pages_, kv_heads_, row})
+                                          : Tensor(b.As<float>(), {num_pages_, kv_heads_, row});
+  };
+  return {.k = pool(m.k),
+          .v = pool(m.v),
+          .k_scale = Tensor(m.k_scale.As<float>(), {num_pages_, kv_heads_}),
+          .v_scale = Tensor(m.v_scale.As<float>(), {num_pages_, kv_heads_})};
+}
+
+int64_t TextState::kv_bytes_used() const {
+  if (page_bytes_ == 0) return 0;
+  return (num_pages_ - static_cast<int64_t>(free_pages_.size())) * page_bytes_;
+}
+
+}  // namespace mm01
