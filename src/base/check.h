@@ -1,5 +1,5 @@
-// We are wrong: two calls of our own disagree. Check throws Bug, in release builds too; a server turns
-// it into an error of that request and goes on.
+// We are wrong: two calls of our own disagree. Check throws Bug, in release builds too; a server
+// turns it into an error of that request and goes on.
 #pragma once
 
 #include <source_location>

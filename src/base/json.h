@@ -18,8 +18,9 @@ struct JsonLimits {
   int max_depth = 64;  // nlohmann overflows the stack when it copies deep values
 };
 
-// Parses all of `text`. Ill-formed text or UTF-8, a key given twice in one object, or a text over the
-// limits is an error that names `where` and the place.
-Result<Json> ParseJson(std::string_view text, const std::string& where, const JsonLimits& limits = {});
+// Parses all of `text`. Ill-formed text or UTF-8, a key given twice in one object, or a text over
+// the limits is an error that names `where` and the place.
+Result<Json> ParseJson(std::string_view text, const std::string& where,
+                       const JsonLimits& limits = {});
 
 }  // namespace mm01

@@ -1,6 +1,6 @@
-// The world is wrong: a file, a flag, a request, a shape that was not built. Such an error is a value,
-// one sentence that says what was found, what was wanted and where, and it reaches the user unchanged.
-// Our own mistakes are a different kind: see check.h.
+// The world is wrong: a file, a flag, a request, a shape that was not built. Such an error is a
+// value, one sentence that says what was found, what was wanted and where, and it reaches the user
+// unchanged. Our own mistakes are a different kind: see check.h.
 #pragma once
 
 #include <optional>
@@ -80,15 +80,16 @@ class [[nodiscard]] Result {
 }  // namespace mm01
 
 // Leaves the calling function with the error of `expr`, if it has one.
-#define MM01_RETURN_IF_ERROR(expr)                  \
-  do {                                              \
+#define MM01_RETURN_IF_ERROR(expr)                                      \
+  do {                                                                  \
     if (::mm01::Status status_ = (expr); !status_.ok()) return status_; \
   } while (false)
 
 #define MM01_CONCAT_INNER(a, b) a##b
 #define MM01_CONCAT(a, b) MM01_CONCAT_INNER(a, b)
 
-// MM01_ASSIGN_OR_RETURN(auto x, F()): x is F()'s value, or the calling function returns F()'s error.
+// MM01_ASSIGN_OR_RETURN(auto x, F()): x is F()'s value, or the calling function returns F()'s
+// error.
 #define MM01_ASSIGN_OR_RETURN(lhs, expr) \
   MM01_ASSIGN_OR_RETURN_INNER(MM01_CONCAT(result_, __LINE__), lhs, expr)
 #define MM01_ASSIGN_OR_RETURN_INNER(result, lhs, expr) \

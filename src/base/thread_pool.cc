@@ -9,8 +9,8 @@
 namespace mm01 {
 namespace {
 
-// About 20 us on current machines: longer than the gap between two ops of a forward pass, far shorter
-// than a person notices a busy core.
+// About 20 us on current machines: longer than the gap between two ops of a forward pass, far
+// shorter than a person notices a busy core.
 constexpr int kSpins = 2000;
 
 inline void Pause() {

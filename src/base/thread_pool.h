@@ -1,8 +1,8 @@
 // A fixed set of threads that share loops.
 //
-// ParallelFor hands out items one by one, so which thread runs an item is not fixed. Results stay the
-// same for any number of threads as long as an item's output depends on the item alone, and every
-// kernel here is written so.
+// ParallelFor hands out items one by one, so which thread runs an item is not fixed. Results stay
+// the same for any number of threads as long as an item's output depends on the item alone, and
+// every kernel here is written so.
 #pragma once
 
 #include <atomic>
@@ -27,8 +27,8 @@ class ThreadPool {
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls fn(item, thread) for item = 0 .. num_items-1 and thread = 0 .. num_threads-1, and returns
-  // when all are done. The first exception an item throws is thrown here again. One caller at a time;
-  // an item must not call ParallelFor of the same pool.
+  // when all are done. The first exception an item throws is thrown here again. One caller at a
+  // time; an item must not call ParallelFor of the same pool.
   template <typename F>
   void ParallelFor(int64_t num_items, F&& fn) {
     if (num_items <= 0) return;
@@ -37,7 +37,8 @@ class ThreadPool {
       return;
     }
     using Fn = std::remove_reference_t<F>;
-    Run(num_items, [](void* f, int64_t i, int thread) { (*static_cast<Fn*>(f))(i, thread); },
+    Run(
+        num_items, [](void* f, int64_t i, int thread) { (*static_cast<Fn*>(f))(i, thread); },
         const_cast<void*>(static_cast<const void*>(&fn)));
   }
 

@@ -32,7 +32,8 @@ Scratch::~Scratch() {
   } else {
     for (auto& c : chunks) c.used = 0;
   }
-  const bool outermost = std::all_of(chunks.begin(), chunks.end(), [](auto& c) { return c.used == 0; });
+  const bool outermost =
+      std::all_of(chunks.begin(), chunks.end(), [](auto& c) { return c.used == 0; });
   if (outermost && chunks.size() > 1) {
     const int64_t total = queue_.scratch_bytes();
     chunks.clear();

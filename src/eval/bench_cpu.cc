@@ -78,7 +78,8 @@ double PrefillFlops(const TextConfig& config, int64_t tokens) {
 }
 
 EngineOptions OptionsFor(int threads, int64_t context) {
-  return {.num_threads = threads, .context_tokens = context, .num_sequences = 2, .prefill_rows = 1024};
+  return {
+      .num_threads = threads, .context_tokens = context, .num_sequences = 2, .prefill_rows = 1024};
 }
 
 }  // namespace
@@ -96,7 +97,8 @@ TextConfig BenchConfig(bool brief) {
   c.num_experts_per_token = 2;
   c.layers.assign(8, LayerKind::kLightning);
   c.layers.back() = LayerKind::kSoftmax;
-  c.softmax_residual.alpha = c.lightning_residual.alpha = c.mlp_residual.alpha = 2.0;  // (2 * 8)^1/4
+  c.softmax_residual.alpha = c.lightning_residual.alpha = c.mlp_residual.alpha =
+      2.0;  // (2 * 8)^1/4
   c.max_positions = 1 << 20;
   return c;
 }
@@ -105,9 +107,8 @@ Result<BenchReport> BenchCpu(const BenchOptions& options,
                              const std::function<void(const BenchLine&)>& on_line) {
   const TextConfig config = BenchConfig(options.brief);
   const int threads = options.num_threads > 0 ? options.num_threads : infer::AvailableCores();
-  BenchReport report{.cpu = CpuName(),
-                     .num_threads = threads,
-                     .parameters = CountParameters(config).total};
+  BenchReport report{
+      .cpu = CpuName(), .num_threads = threads, .parameters = CountParameters(config).total};
   const auto add = [&](BenchLine line) {
     report.lines.push_back(line);
     if (on_line) on_line(line);
@@ -118,9 +119,12 @@ Result<BenchReport> BenchCpu(const BenchOptions& options,
 
   // Ceilings are taken right before what they are held against: machines change speed.
   const auto gemm_ceiling = [&] {
-    return LibraryGemm(threads, prompt, config.hidden_size, config.hidden_size, options.brief ? 3 : 10);
+    return LibraryGemm(threads, prompt, config.hidden_size, config.hidden_size,
+                       options.brief ? 3 : 10);
   };
-  const auto read_ceiling = [&] { return ReadBandwidth(queue, int64_t{options.brief ? 64 : 1024} << 20); };
+  const auto read_ceiling = [&] {
+    return ReadBandwidth(queue, int64_t{options.brief ? 64 : 1024} << 20);
+  };
 
   {
     const GemmCeiling before = gemm_ceiling();
@@ -138,7 +142,8 @@ Result<BenchReport> BenchCpu(const BenchOptions& options,
     const GemmCeiling& ceiling = before.flops_per_second > after.flops_per_second ? before : after;
     const double flops = PrefillFlops(config, prompt);
     add({fmt::format("prefill of {} tokens, float32", prompt), flops / best / 1e9, "GFLOP/s",
-         ceiling.flops_per_second / 1e9, "GEMM of " + (ceiling.library.empty() ? "no library" : ceiling.library)});
+         ceiling.flops_per_second / 1e9,
+         "GEMM of " + (ceiling.library.empty() ? "no library" : ceiling.library)});
     add({"prefill speed", static_cast<double>(prompt) / best, "tokens/s", 0.0, ""});
   }
   for (const WeightType type : {WeightType{DType::kBF16, 0}, WeightType{DType::kI8, 128}}) {
@@ -166,7 +171,8 @@ Result<BenchReport> BenchCpu(const BenchOptions& options,
   const std::vector<int32_t> tokens = RandomTokens(longest, engine->config().vocab_size);
   MM01_RETURN_IF_ERROR(session.Read(std::span(tokens).first(1000)));
   const double early = DecodeSeconds(session, steps);
-  MM01_RETURN_IF_ERROR(session.Read(std::span(tokens).subspan(static_cast<size_t>(session.length()))));
+  MM01_RETURN_IF_ERROR(
+      session.Read(std::span(tokens).subspan(static_cast<size_t>(session.length()))));
   const double ceiling = read_ceiling();
   const double late = DecodeSeconds(session, steps);
   const BytesTouched bytes = BytesTouchedPerToken(engine->config(), *engine->options().weights,

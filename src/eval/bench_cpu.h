@@ -1,7 +1,8 @@
 // The CPU back end against what the machine can do, in one run.
 //
-//   prefill   2,048 tokens of a random model in float32, as a share of the fastest library's GEMM rate
-//   decode    one token of the same model in bf16 and int8, as a share of the read bandwidth for the
+//   prefill   2,048 tokens of a random model in float32, as a share of the fastest library's GEMM
+//   rate decode    one token of the same model in bf16 and int8, as a share of the read bandwidth
+//   for the
 //             bytes that a token touches
 //   context   one token of a small model at 1,000 and at 100,000 tokens of context
 //
@@ -25,11 +26,11 @@ struct BenchOptions {
 };
 
 struct BenchLine {
-  std::string name;     // what was measured
-  double value = 0.0;   // in `unit`
-  std::string unit;     // "GFLOP/s", "GB/s", "tokens/s", "ms", "x"
-  double ceiling = 0.0; // of the same unit; 0 where there is none
-  std::string of;       // what the ceiling is
+  std::string name;      // what was measured
+  double value = 0.0;    // in `unit`
+  std::string unit;      // "GFLOP/s", "GB/s", "tokens/s", "ms", "x"
+  double ceiling = 0.0;  // of the same unit; 0 where there is none
+  std::string of;        // what the ceiling is
 
   double share() const { return ceiling > 0.0 ? value / ceiling : 0.0; }
 };

@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <vector>
@@ -21,38 +20,59 @@ double Now() {
 // 64 bytes; the compiler turns it into what the target has.
 using Line = uint64_t __attribute__((vector_size(64)));
 
-// Adds up `lines` lines at each of kStreams places, side by side.
-template <int kStreams>
-uint64_t ReadStreams(const Line* at, int64_t lines) {
-  std::array<Line, kStreams> sum{};
-  for (int64_t i = 0; i < lines; ++i) {
-    for (int s = 0; s < kStreams; ++s) sum[static_cast<size_t>(s)] += at[s * lines + i];
+#if defined(__x86_64__)
+#define MM01_WIDEST __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define MM01_WIDEST
+#endif
+
+// Adds up 4 * `lines` lines: those of one stretch, or of four stretches side by side.
+MM01_WIDEST uint64_t ReadStretch(const Line* at, int64_t lines) {
+  Line a{}, b{}, c{}, d{};
+  for (int64_t i = 0; i < 4 * lines; i += 4) {
+    a += at[i];
+    b += at[i + 1];
+    c += at[i + 2];
+    d += at[i + 3];
   }
-  Line all{};
-  for (const Line& s : sum) all += s;
+  const Line all = a + b + c + d;
   return all[0] ^ all[7];
 }
 
-template <int kStreams>
-double ReadOnce(Queue& queue, const Buffer& memory) {
-  const int64_t pieces = 64, lines = memory.bytes() / 64 / pieces / kStreams;
+MM01_WIDEST uint64_t ReadStretches(const Line* at, int64_t lines) {
+  Line a{}, b{}, c{}, d{};
+  for (int64_t i = 0; i < lines; ++i) {
+    __builtin_prefetch(at + i + 16);
+    __builtin_prefetch(at + i + 16 + lines);
+    __builtin_prefetch(at + i + 16 + 2 * lines);
+    __builtin_prefetch(at + i + 16 + 3 * lines);
+    a += at[i];
+    b += at[i + lines];
+    c += at[i + 2 * lines];
+    d += at[i + 3 * lines];
+  }
+  const Line all = a + b + c + d;
+  return all[0] ^ all[7];
+}
+
+double ReadOnce(Queue& queue, const Buffer& memory, uint64_t (*read)(const Line*, int64_t)) {
+  const int64_t pieces = 64, lines = memory.bytes() / 64 / pieces / 4;
   std::vector<uint64_t> sums(pieces);
   const double start = Now();
   queue.pool().ParallelFor(pieces, [&](int64_t i, int) {
-    sums[static_cast<size_t>(i)] =
-        ReadStreams<kStreams>(memory.As<Line>() + i * lines * kStreams, lines);
+    sums[static_cast<size_t>(i)] = read(memory.As<Line>() + i * lines * 4, lines);
   });
   const double seconds = Now() - start;
   // A use of the sums, so that the reads cannot be left out.
   const bool odd = std::count(sums.begin(), sums.end(), uint64_t{1}) == pieces;
-  return odd ? 0.0 : static_cast<double>(pieces * lines * kStreams * 64) / seconds;
+  return odd ? 0.0 : static_cast<double>(pieces * lines * 4 * 64) / seconds;
 }
 
 // The BLAS interface in C, row-major, as OpenBLAS exports it.
-using Cblas = void (*)(int, int, int, int, int, int, float, const float*, int, const float*, int, float,
-                       float*, int);
-using Dnnl = int (*)(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t, const float*,
-                     int64_t, float, float*, int64_t);
+using Cblas = void (*)(int, int, int, int, int, int, float, const float*, int, const float*, int,
+                       float, float*, int);
+using Dnnl = int (*)(char, char, int64_t, int64_t, int64_t, float, const float*, int64_t,
+                     const float*, int64_t, float, float*, int64_t);
 
 void* FirstOf(std::initializer_list<const char*> names) {
   for (const char* name : names) {
@@ -81,9 +101,9 @@ double ReadBandwidth(Queue& queue, int64_t bytes) {
     for (int64_t j = 0; j < bytes / 8 / 64; ++j) p[j] = static_cast<uint64_t>(i + j);
   });
   double best = 0.0;
-  for (int repeat = 0; repeat < 3; ++repeat) {
-    best = std::max({best, ReadOnce<1>(queue, memory), ReadOnce<2>(queue, memory),
-                     ReadOnce<4>(queue, memory), ReadOnce<8>(queue, memory)});
+  for (int repeat = 0; repeat < 4; ++repeat) {
+    best = std::max(
+        {best, ReadOnce(queue, memory, ReadStretch), ReadOnce(queue, memory, ReadStretches)});
   }
   return best;
 }
@@ -93,7 +113,8 @@ GemmCeiling LibraryGemm(int num_threads, int64_t m, int64_t n, int64_t k, int re
   std::vector<float> out(static_cast<size_t>(m * n));
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(RandomUniform(1, 0, i)) - 0.5f;
   for (size_t i = 0; i < w.size(); ++i) w[i] = static_cast<float>(RandomUniform(2, 0, i)) - 0.5f;
-  const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  const double flops =
+      2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
 
   GemmCeiling best;
   const auto offer = [&](const char* name, double rate) {

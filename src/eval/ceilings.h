@@ -8,8 +8,8 @@
 
 namespace mm01::eval {
 
-// Bytes a second that all threads together read from memory: the best of several access patterns over
-// `bytes` bytes, which should be many times the cache.
+// Bytes a second that all threads together read from memory: the best of several access patterns
+// over `bytes` bytes, which should be many times the cache.
 double ReadBandwidth(Queue& queue, int64_t bytes);
 
 struct GemmCeiling {
@@ -17,8 +17,8 @@ struct GemmCeiling {
   std::string library;  // the fastest of those the machine has; empty where there is none
 };
 
-// float32 [m, k] x [n, k]^T by well-known libraries (oneDNN, OpenBLAS), loaded at run time where they
-// are installed: nothing of theirs is linked. Best of `repeats`.
+// float32 [m, k] x [n, k]^T by well-known libraries (oneDNN, OpenBLAS), loaded at run time where
+// they are installed: nothing of theirs is linked. Best of `repeats`.
 GemmCeiling LibraryGemm(int num_threads, int64_t m, int64_t n, int64_t k, int repeats);
 
 }  // namespace mm01::eval

@@ -30,12 +30,15 @@ class Collector : public TapSink {
 
   void Tap(TapPoint point, int64_t layer, const Tensor& values) override {
     switch (point) {
-      case TapPoint::kEmbedding: return Append("hidden.0", values);
-      case TapPoint::kRouterLogits: return Append(fmt::format("router.{}", layer), values);
+      case TapPoint::kEmbedding:
+        return Append("hidden.0", values);
+      case TapPoint::kRouterLogits:
+        return Append(fmt::format("router.{}", layer), values);
       case TapPoint::kLayerOutput:
         if (layer + 1 < num_layers_) Append(fmt::format("hidden.{}", layer + 1), values);
         return;
-      case TapPoint::kFinalNorm: return Append(fmt::format("hidden.{}", num_layers_), values);
+      case TapPoint::kFinalNorm:
+        return Append(fmt::format("hidden.{}", num_layers_), values);
     }
   }
 
@@ -68,8 +71,8 @@ Result<std::vector<int64_t>> ReadIntegers(const SafetensorsFile& file, const Ten
     MM01_ASSIGN_OR_RETURN(const auto narrow, file.ReadAll<int32_t>(info));
     return std::vector<int64_t>(narrow.begin(), narrow.end());
   }
-  return Status::Unsupported(fmt::format("{}: {} is {}, wanted int64 or int32", file.path(), info.name,
-                                         ToString(info.dtype)));
+  return Status::Unsupported(fmt::format("{}: {} is {}, wanted int64 or int32", file.path(),
+                                         info.name, ToString(info.dtype)));
 }
 
 Result<Reference> OpenReference(const std::string& path, const TextConfig& config) {
@@ -84,8 +87,8 @@ Result<Reference> OpenReference(const std::string& path, const TextConfig& confi
   r.num_sequences = ids->num_elements() / r.length;
   for (int64_t id : r.ids) {
     if (id >= 0 && id < config.vocab_size) continue;
-    return Status::Invalid(fmt::format("{}: input_ids holds {}, the model's vocabulary is 0 to {}", path,
-                                       id, config.vocab_size - 1));
+    return Status::Invalid(fmt::format("{}: input_ids holds {}, the model's vocabulary is 0 to {}",
+                                       path, id, config.vocab_size - 1));
   }
   if (const TensorInfo* mask = r.file.Find("attention_mask")) {
     MM01_ASSIGN_OR_RETURN(const auto values, ReadIntegers(r.file, *mask));
@@ -116,8 +119,8 @@ Status RunModel(infer::Engine& engine, const Reference& r, Ours& ours) {
   return Status::Ok();
 }
 
-Comparison Differ(const std::string& name, std::span<const float> ours, std::span<const float> theirs,
-                  double tolerance) {
+Comparison Differ(const std::string& name, std::span<const float> ours,
+                  std::span<const float> theirs, double tolerance) {
   Comparison c{.name = name, .num_values = static_cast<int64_t>(theirs.size())};
   double difference = 0.0, norm = 0.0;
   for (size_t i = 0; i < theirs.size(); ++i) {
@@ -134,7 +137,8 @@ Comparison Differ(const std::string& name, std::span<const float> ours, std::spa
 Comparison Equal(const std::string& name, std::span<const int32_t> ours,
                  std::span<const int64_t> theirs) {
   Comparison c{.name = name, .exact = true, .num_values = static_cast<int64_t>(theirs.size())};
-  for (size_t i = 0; i < theirs.size(); ++i) c.num_unequal += i >= ours.size() || ours[i] != theirs[i];
+  for (size_t i = 0; i < theirs.size(); ++i)
+    c.num_unequal += i >= ours.size() || ours[i] != theirs[i];
   c.ok = c.num_unequal == 0;
   return c;
 }
@@ -227,7 +231,8 @@ class Comparer {
         out.push_back(static_cast<float>(LogSumExp(Row(row))));
       } else if ((row + 1) % r_.length != 0) {
         const auto next = static_cast<size_t>(r_.ids[static_cast<size_t>(row + 1)]);
-        out.push_back(static_cast<float>(LogSumExp(Row(row)) - static_cast<double>(Row(row)[next])));
+        out.push_back(
+            static_cast<float>(LogSumExp(Row(row)) - static_cast<double>(Row(row)[next])));
       }
     }
     return out;
@@ -235,7 +240,8 @@ class Comparer {
 
   Status MeanNll(const TensorInfo& info, CompareReport& report) const {
     const Floats nll = FromLogits(info);
-    report.mean_nll = std::accumulate(nll.begin(), nll.end(), 0.0) / static_cast<double>(nll.size());
+    report.mean_nll =
+        std::accumulate(nll.begin(), nll.end(), 0.0) / static_cast<double>(nll.size());
     return Status::Ok();
   }
 
@@ -266,10 +272,9 @@ class Comparer {
     for (int64_t n = 0; n < rows; ++n) {
       std::vector<int32_t> prompt = r_.Sequence(n);
       if (info.name == "greedy_from_200") prompt.resize(std::min<size_t>(200, prompt.size()));
-      const bool with_prompt =
-          count > r_.length && std::equal(r_.ids.begin() + n * r_.length,
-                                          r_.ids.begin() + (n + 1) * r_.length,
-                                          theirs.begin() + n * count);
+      const bool with_prompt = count > r_.length && std::equal(r_.ids.begin() + n * r_.length,
+                                                               r_.ids.begin() + (n + 1) * r_.length,
+                                                               theirs.begin() + n * count);
       const int64_t fresh = with_prompt ? count - r_.length : count;
       MM01_ASSIGN_OR_RETURN(const auto tokens, Greedy(engine_, prompt, fresh));
       if (with_prompt) ours.insert(ours.end(), prompt.begin(), prompt.end());
@@ -284,13 +289,14 @@ class Comparer {
   double tolerance_;
 };
 
-// Where in the forward pass a tensor stands: hidden.i, then layer i's router, ..., logits, what is made
-// of them, and last what is generated.
+// Where in the forward pass a tensor stands: hidden.i, then layer i's router, ..., logits, what is
+// made of them, and last what is generated.
 std::pair<int64_t, int> Place(const std::string& name) {
   constexpr int64_t kEnd = int64_t{1} << 40;
   const size_t dot = name.find('.');
   int64_t layer = 0;
-  if (dot != std::string::npos) std::from_chars(name.data() + dot + 1, name.data() + name.size(), layer);
+  if (dot != std::string::npos)
+    std::from_chars(name.data() + dot + 1, name.data() + name.size(), layer);
   if (name.starts_with("hidden.")) return {layer, 0};
   if (name.starts_with("router.")) return {layer, 1};
   if (name == "logits") return {kEnd, 0};

@@ -1,16 +1,18 @@
 // A model against numbers that another implementation computed.
 //
-// The reference is a safetensors file with input_ids [N, T] or [T] and any of these, float32 but for
-// ids; [N, ...] throughout where input_ids has N:
-//   logits [N, T, V]            or, with logits_positions [P] int64, of those positions only: [N, P, V]
-//   hidden.0 .. hidden.L        hidden.0 the embedding, hidden.i the output of layer i-1, hidden.L
+// The reference is a safetensors file with input_ids [N, T] or [T] and any of these, float32 but
+// for ids; [N, ...] throughout where input_ids has N:
+//   logits [N, T, V]            or, with logits_positions [P] int64, of those positions only: [N,
+//   P, V] hidden.0 .. hidden.L        hidden.0 the embedding, hidden.i the output of layer i-1,
+//   hidden.L
 //                               after the final norm: [N, T, D]
 //   router.i                    router logits of layer i: [N, T, E] or [N T, E]
-//   top_values, top_ids         the largest logits of each position: [T, n]; ids whose logits differ by
+//   top_values, top_ids         the largest logits of each position: [T, n]; ids whose logits
+//   differ by
 //                               less than the tolerance may change places
 //   logsumexp [T], nll [T - 1]  of all logits; of the next token
-//   generated                   greedy tokens after input_ids: [N, n], or input_ids and they: [N, T + n]
-//   greedy_from_200             greedy tokens after the first 200 of input_ids
+//   generated                   greedy tokens after input_ids: [N, n], or input_ids and they: [N, T
+//   + n] greedy_from_200             greedy tokens after the first 200 of input_ids
 // Other tensors (loss, grad.*, attention_mask, ...) are listed as not compared.
 #pragma once
 
@@ -28,21 +30,21 @@ struct Comparison {
   double relative_error = 0.0;  // 2-norm of the difference over 2-norm of the reference, in double
   double largest_difference = 0.0;
   int64_t num_values = 0;
-  int64_t num_unequal = 0;      // of exact ones
-  bool ok = false;              // equal, or within the tolerance
+  int64_t num_unequal = 0;  // of exact ones
+  bool ok = false;          // equal, or within the tolerance
 };
 
 struct CompareReport {
-  std::vector<Comparison> tensors;      // in the order of the forward pass
+  std::vector<Comparison> tensors;  // in the order of the forward pass
   std::vector<std::string> not_compared;
-  std::string first_deviating;          // the first tensor in that order that is not ok, or empty
-  double mean_nll = 0.0;                // where the reference has nll
+  std::string first_deviating;  // the first tensor in that order that is not ok, or empty
+  double mean_nll = 0.0;        // where the reference has nll
 
   bool ok() const { return first_deviating.empty(); }
 };
 
-// Errors: a reference that cannot be read, whose shapes do not fit the model, or whose attention_mask
-// masks anything.
+// Errors: a reference that cannot be read, whose shapes do not fit the model, or whose
+// attention_mask masks anything.
 Result<CompareReport> Compare(infer::Engine& engine, const std::string& reference_path,
                               double tolerance);
 

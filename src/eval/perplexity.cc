@@ -13,7 +13,9 @@ namespace {
 constexpr int64_t kLogitRows = 64;  // rows of logits at a time: 51 MB at a vocabulary of 200,064
 
 // Position 0, 1, 2-3, 4-7, ...: how many bits the position has.
-size_t BucketOf(int64_t position) { return std::bit_width(static_cast<uint64_t>(position)); }
+size_t BucketOf(int64_t position) {
+  return std::bit_width(static_cast<uint64_t>(position));
+}
 
 void Count(Perplexity& p, int64_t position, double nats) {
   const size_t bucket = BucketOf(position);
@@ -27,7 +29,8 @@ void Count(Perplexity& p, int64_t position, double nats) {
   ++p.num_tokens;
 }
 
-// Rows of hidden states predict the tokens that follow them; the last one of a document predicts none.
+// Rows of hidden states predict the tokens that follow them; the last one of a document predicts
+// none.
 void ScoreRows(infer::Engine& engine, const Tensor& hidden, std::span<const int32_t> next,
                int64_t position, Perplexity& p) {
   const int64_t vocabulary = engine.config().vocab_size;
@@ -72,13 +75,15 @@ Result<Perplexity> MeasurePerplexity(infer::Engine& engine,
       const int64_t rows = std::min(engine.options().prefill_rows, length - at);
       Scratch scratch(engine.queue());
       const Tensor hidden(scratch.Get<float>(rows * width), {rows, width});
-      Forward(engine.model(),
-              {.ids = {tokens.begin() + at, tokens.begin() + at + rows}, .sequences = {{slot, rows}}},
-              hidden);
+      Forward(
+          engine.model(),
+          {.ids = {tokens.begin() + at, tokens.begin() + at + rows}, .sequences = {{slot, rows}}},
+          hidden);
       const int64_t predicting = std::min(rows, length - at - 1);
-      ScoreRows(engine, hidden,
-                std::span(tokens).subspan(static_cast<size_t>(at + 1), static_cast<size_t>(predicting)),
-                at, p);
+      ScoreRows(
+          engine, hidden,
+          std::span(tokens).subspan(static_cast<size_t>(at + 1), static_cast<size_t>(predicting)),
+          at, p);
       at += rows;
       done += rows;
       if (progress && !progress(done, total)) {

@@ -20,15 +20,17 @@ struct PositionBucket {
 
 struct Perplexity {
   int64_t num_documents = 0;
-  int64_t num_tokens = 0;  // predicted: all but the first of each document
-  double nats = 0.0;       // summed
+  int64_t num_tokens = 0;               // predicted: all but the first of each document
+  double nats = 0.0;                    // summed
   std::vector<PositionBucket> buckets;  // 0, 1, 2-3, 4-7, ... doubling, those with tokens
 
-  double nats_per_token() const { return num_tokens ? nats / static_cast<double>(num_tokens) : 0.0; }
+  double nats_per_token() const {
+    return num_tokens ? nats / static_cast<double>(num_tokens) : 0.0;
+  }
 };
 
-// Reads each document alone, from an empty state, and adds up -log p of every token after its first,
-// in double. `progress` gets tokens read and in all, and stops the run by returning false.
+// Reads each document alone, from an empty state, and adds up -log p of every token after its
+// first, in double. `progress` gets tokens read and in all, and stops the run by returning false.
 Result<Perplexity> MeasurePerplexity(infer::Engine& engine,
                                      std::span<const std::vector<int32_t>> documents,
                                      const std::function<bool(int64_t, int64_t)>& progress = {});

@@ -12,10 +12,10 @@ namespace mm01::infer {
 namespace {
 
 // All that decides the bits of a state: what the model is and how its numbers are kept.
-Result<uint64_t> Fingerprint(const Checkpoint& checkpoint, const TextConfig& config, WeightType type,
-                             DType kv) {
-  std::string identity = ToJson(config).dump() + ToString(type.dtype) + std::to_string(type.group) +
-                         ToString(kv);
+Result<uint64_t> Fingerprint(const Checkpoint& checkpoint, const TextConfig& config,
+                             WeightType type, DType kv) {
+  std::string identity =
+      ToJson(config).dump() + ToString(type.dtype) + std::to_string(type.group) + ToString(kv);
   constexpr int64_t kSample = 64;  // bytes from either end of a tensor
   for (const CheckpointTensor& t : checkpoint.tensors()) {
     identity += t.info->name + ToString(t.info->dtype) + std::to_string(t.info->bytes);
@@ -43,10 +43,13 @@ int ThreadsOf(const EngineOptions& options) {
 
 }  // namespace
 
-Engine::Engine(EngineOptions options)
-    : options_(std::move(options)), queue_(ThreadsOf(options_)) {}
+Engine::Engine(EngineOptions options) : options_(std::move(options)), queue_(ThreadsOf(options_)) {}
 
 Status Engine::MakePlan(const TextConfig& config, WeightType type) {
+  if (config.head_dim % kPanel != 0) {
+    return Status::Unsupported(
+        fmt::format("head_dim is {}; built for multiples of {}", config.head_dim, kPanel));
+  }
   options_.weights = type;
   if (!options_.kv) options_.kv = DefaultKvType(type);
   MM01_ASSIGN_OR_RETURN(plan_, PlanMemory(config, {.weights = type,
@@ -71,14 +74,14 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& model_dir, Engin
     MM01_ASSIGN_OR_RETURN(engine->tokenizer_, Tokenizer::Load(model_dir));
     MM01_ASSIGN_OR_RETURN(engine->template_, LoadChatTemplate(model_dir));
     if (engine->tokenizer_->size() > config.vocab_size) {
-      return Status::Invalid(fmt::format("{}: the tokenizer has ids up to {}, the model's vocabulary {}",
-                                         model_dir, engine->tokenizer_->size() - 1,
-                                         config.vocab_size));
+      return Status::Invalid(
+          fmt::format("{}: the tokenizer has ids up to {}, the model's vocabulary {}", model_dir,
+                      engine->tokenizer_->size() - 1, config.vocab_size));
     }
   }
   const Shard whole = Shard::Whole(config);
-  MM01_ASSIGN_OR_RETURN(engine->weights_, LoadWeights(engine->queue_, checkpoint, config, type, whole,
-                                                      engine->options_.on_load));
+  MM01_ASSIGN_OR_RETURN(engine->weights_, LoadWeights(engine->queue_, checkpoint, config, type,
+                                                      whole, engine->options_.on_load));
   if (engine->tokenizer_) engine->weights_.vocab_used = engine->tokenizer_->size();
   MM01_ASSIGN_OR_RETURN(engine->fingerprint_,
                         Fingerprint(checkpoint, config, type, *engine->options_.kv));

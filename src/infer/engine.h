@@ -1,7 +1,7 @@
 // A model loaded for use: weights, memory for its sequences, tokenizer and chat template.
 //
-// Loading plans first: sizes come from config.json and the index, and what does not fit the machine is
-// refused with the numbers before a weight is read.
+// Loading plans first: sizes come from config.json and the index, and what does not fit the machine
+// is refused with the numbers before a weight is read.
 //
 // One thread at a time may use an engine and its sessions.
 #pragma once
@@ -27,8 +27,8 @@ struct EngineOptions {
   int num_threads = 0;                // 0: one for each core this process may use
   int64_t context_tokens = 4096;      // of one sequence
   int64_t num_sequences = 1;
-  int64_t prefill_rows = 512;         // rows of a prefill step
-  int64_t memory_limit_bytes = 0;     // 0: what the machine has available
+  int64_t prefill_rows = 512;                      // rows of a prefill step
+  int64_t memory_limit_bytes = 0;                  // 0: what the machine has available
   std::function<void(const MemoryPlan&)> on_plan;  // before anything is loaded
   LoadProgress on_load;
 };

@@ -55,10 +55,14 @@ class StopFilter {
 
 const char* ToString(Finish finish) {
   switch (finish) {
-    case Finish::kEnd: return "end";
-    case Finish::kStopString: return "stop";
-    case Finish::kLength: return "length";
-    case Finish::kCancelled: return "cancelled";
+    case Finish::kEnd:
+      return "end";
+    case Finish::kStopString:
+      return "stop";
+    case Finish::kLength:
+      return "length";
+    case Finish::kCancelled:
+      return "cancelled";
   }
   return "?";
 }
@@ -66,16 +70,18 @@ const char* ToString(Finish finish) {
 Result<GenerateResult> Generate(Session& session, const GenerateOptions& options,
                                 const OnText& on_text) {
   MM01_RETURN_IF_ERROR(options.sampling.Validate());
-  if (session.tokens().empty()) return Status::Invalid("there is nothing to go on from: the prompt is empty");
+  if (session.tokens().empty())
+    return Status::Invalid("there is nothing to go on from: the prompt is empty");
   const auto start = std::chrono::steady_clock::now();
   Engine& engine = session.engine();
   std::optional<StreamingDetokenizer> detokenizer;
   if (engine.tokenizer()) detokenizer.emplace(*engine.tokenizer(), true);
   StopFilter filter(options.stop);
   GenerateResult result;
+  bool goes_on = true;
   const auto emit = [&](const std::string& text) {
     result.text += text;
-    return text.empty() || !on_text || on_text(text);
+    if (goes_on && on_text && !text.empty()) goes_on = on_text(text);
   };
 
   while (static_cast<int64_t>(result.tokens.size()) < options.max_tokens) {
@@ -86,7 +92,7 @@ Result<GenerateResult> Generate(Session& session, const GenerateOptions& options
       result.finish = Finish::kEnd;
       break;
     }
-    const bool goes_on = emit(filter.Push(detokenizer ? detokenizer->Push(token) : ""));
+    emit(filter.Push(detokenizer ? detokenizer->Push(token) : ""));
     if (filter.stopped()) {
       result.finish = Finish::kStopString;
       break;
@@ -99,7 +105,11 @@ Result<GenerateResult> Generate(Session& session, const GenerateOptions& options
   }
   if (!filter.stopped()) {
     emit(filter.Push(detokenizer ? detokenizer->Finish() : ""));
-    emit(filter.Finish());
+    if (filter.stopped()) {
+      result.finish = Finish::kStopString;
+    } else {
+      emit(filter.Finish());
+    }
   }
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;

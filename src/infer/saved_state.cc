@@ -77,15 +77,18 @@ Status CheckHeader(const SafetensorsFile& file) {
   const Metadata& m = file.metadata();
   const auto format = m.find("format"), version = m.find("version");
   if (format == m.end() || format->second != kFormat || version == m.end()) {
-    return Status::Invalid(file.path() + " is no saved state: its metadata has no format mm01-state");
+    return Status::Invalid(file.path() +
+                           " is no saved state: its metadata has no format mm01-state");
   }
   if (version->second != kVersion) {
-    return Status::Unsupported(fmt::format("{}: saved state of version {}, this program reads version {}",
-                                           file.path(), version->second, kVersion));
+    return Status::Unsupported(
+        fmt::format("{}: saved state of version {}, this program reads version {}", file.path(),
+                    version->second, kVersion));
   }
   for (const char* key : {"model", "config", "kv"}) {
     if (!m.contains(key)) {
-      return Status::Invalid(fmt::format("{}: the saved state does not say its {}", file.path(), key));
+      return Status::Invalid(
+          fmt::format("{}: the saved state does not say its {}", file.path(), key));
     }
   }
   if (!file.Find("tokens") || !file.Find(kChecksum)) {
@@ -148,8 +151,8 @@ void MoveRows(bool to_state, T* rows, int64_t count, int64_t heads, int64_t dim,
 }
 
 template <typename T, typename Move>
-Status MovePiece(bool to_state, int64_t count, int64_t heads, int64_t dim, T* memory, const Piece& each,
-                 Move move) {
+Status MovePiece(bool to_state, int64_t count, int64_t heads, int64_t dim, T* memory,
+                 const Piece& each, Move move) {
   std::vector<T> rows(static_cast<size_t>(count * heads * dim));
   const auto bytes = std::as_writable_bytes(std::span(rows));
   if (!to_state) move(false, rows.data(), count, heads, dim, memory);
@@ -159,14 +162,14 @@ Status MovePiece(bool to_state, int64_t count, int64_t heads, int64_t dim, T* me
 }
 
 template <typename T>
-Status MovePages(bool to_state, const TextState& state, int32_t slot, const Tensor& pool, int64_t dim,
-                 bool panels, const Piece& each) {
+Status MovePages(bool to_state, const TextState& state, int32_t slot, const Tensor& pool,
+                 int64_t dim, bool panels, const Piece& each) {
   const int64_t tokens = state.length(slot);
   for (int64_t at = 0; at < tokens; at += kKvPage) {
     const int32_t page = state.pages(slot)[static_cast<size_t>(at / kKvPage)];
     T* memory = static_cast<T*>(pool.data) + page * pool.stride[0];
-    MM01_RETURN_IF_ERROR(MovePiece(to_state, std::min(kKvPage, tokens - at), pool.dim(1), dim, memory,
-                                   each, panels ? MovePanelRows<T> : MoveRows<T>));
+    MM01_RETURN_IF_ERROR(MovePiece(to_state, std::min(kKvPage, tokens - at), pool.dim(1), dim,
+                                   memory, each, panels ? MovePanelRows<T> : MoveRows<T>));
   }
   return Status::Ok();
 }
@@ -177,13 +180,15 @@ Status MoveState(bool to_state, const TextConfig& c, const TextState& state, int
   for (int64_t i = 0; i < c.num_layers(); ++i) {
     if (c.layers[static_cast<size_t>(i)] == LayerKind::kLightning) {
       const LightningState s = state.lightning(i);
-      const auto at = [&](const Tensor& t) { return static_cast<float*>(t.data) + slot * t.stride[0]; };
+      const auto at = [&](const Tensor& t) {
+        return static_cast<float*>(t.data) + slot * t.stride[0];
+      };
       // Before the first border S is not set; it is saved as the zero that it stands for.
       const std::span matrix(at(s.s), static_cast<size_t>(c.num_heads * d * d));
       if (state.length(slot) < kLightningBlock) std::ranges::fill(matrix, 0.0f);
       MM01_RETURN_IF_ERROR(each(std::as_writable_bytes(matrix)));
-      MM01_RETURN_IF_ERROR(MovePiece(to_state, since, c.num_heads, d, at(s.k_rows), each,
-                                     MovePanelRows<float>));
+      MM01_RETURN_IF_ERROR(
+          MovePiece(to_state, since, c.num_heads, d, at(s.k_rows), each, MovePanelRows<float>));
       MM01_RETURN_IF_ERROR(
           MovePiece(to_state, since, c.num_heads, d, at(s.v_rows), each, MoveRows<float>));
       continue;
@@ -224,7 +229,8 @@ Status Session::Save(const std::string& path) const {
                           {"config", ToJson(c).dump()},
                           {"kv", ToString(state.kv_type())}};
   const std::vector<TensorInfo> layout = Layout(c, state.kv_type(), length());
-  MM01_ASSIGN_OR_RETURN(SafetensorsWriter writer, SafetensorsWriter::Create(path, layout, metadata));
+  MM01_ASSIGN_OR_RETURN(SafetensorsWriter writer,
+                        SafetensorsWriter::Create(path, layout, metadata));
 
   // Pieces come in the order of the layout; a name enters the hash where its tensor begins. Tensors
   // without elements have no place in a file's order, and stay out.
@@ -256,20 +262,27 @@ Result<Session> Session::Load(Engine& engine, const std::string& path) {
   const std::string model = fmt::format("{:016x}", engine.fingerprint());
   if (file.metadata().at("model") != model) {
     return Status::Invalid(fmt::format(
-        "{} is the state of model {} (weights, types of weights and cache), the model loaded is {}", path,
-        file.metadata().at("model"), model));
+        "{} is the state of model {} (weights, types of weights and cache), the model loaded is {}",
+        path, file.metadata().at("model"), model));
   }
   MM01_RETURN_IF_ERROR(CheckHash(file));
   const int64_t tokens = file.Find("tokens")->num_elements();
   for (const TensorInfo& wanted : Layout(engine.config(), engine.state().kv_type(), tokens)) {
     const TensorInfo* found = file.Find(wanted.name);
     if (!found || found->dtype != wanted.dtype || found->shape != wanted.shape) {
-      return Status::Invalid(fmt::format("{}: tensor {} is missing or misshapen", path, wanted.name));
+      return Status::Invalid(
+          fmt::format("{}: tensor {} is missing or misshapen", path, wanted.name));
     }
   }
 
   MM01_ASSIGN_OR_RETURN(Session session, Session::Open(engine));
   MM01_ASSIGN_OR_RETURN(session.tokens_, file.ReadAll<int32_t>(*file.Find("tokens")));
+  const int64_t vocabulary = engine.config().vocab_size;
+  for (const int32_t id : session.tokens_) {
+    if (id >= 0 && id < vocabulary) continue;
+    return Status::Invalid(
+        fmt::format("{}: the saved text holds token {}, wanted 0 to {}", path, id, vocabulary - 1));
+  }
   MM01_ASSIGN_OR_RETURN(session.logits_, file.ReadAll<float>(*file.Find("logits")));
   MM01_RETURN_IF_ERROR(engine.state().Reserve(session.slot_, tokens));
   engine.state().Advance(session.slot_, tokens);

@@ -26,8 +26,8 @@ Status Session::Read(std::span<const int32_t> tokens, const PrefillProgress& pro
   const int64_t vocabulary = engine_->config().vocab_size;
   for (size_t i = 0; i < tokens.size(); ++i) {
     if (tokens[i] >= 0 && tokens[i] < vocabulary) continue;
-    return Status::Invalid(fmt::format("token {} of the input is {}, wanted 0 to {}", i, tokens[i],
-                                       vocabulary - 1));
+    return Status::Invalid(
+        fmt::format("token {} of the input is {}, wanted 0 to {}", i, tokens[i], vocabulary - 1));
   }
   const auto total = static_cast<int64_t>(tokens.size());
   MM01_RETURN_IF_ERROR(engine_->state().Reserve(slot_, total));
@@ -54,7 +54,8 @@ void Session::Step(std::span<const int32_t> tokens) {
   Forward(model, {.ids = {tokens.begin(), tokens.end()}, .sequences = {{slot_, rows}}}, hidden);
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   logits_.resize(static_cast<size_t>(engine_->config().vocab_size));
-  Logits(model, hidden.Rows(rows - 1, rows), Tensor(logits_.data(), {1, engine_->config().vocab_size}));
+  Logits(model, hidden.Rows(rows - 1, rows),
+         Tensor(logits_.data(), {1, engine_->config().vocab_size}));
 }
 
 }  // namespace mm01::infer

@@ -11,8 +11,8 @@
 
 namespace mm01::infer {
 
-// Called between prefill steps: tokens read of this call and in all. Returning false stops there; what
-// was read stays read.
+// Called between prefill steps: tokens read of this call and in all. Returning false stops there;
+// what was read stays read.
 using PrefillProgress = std::function<bool(int64_t done, int64_t total)>;
 
 class Session {
@@ -27,17 +27,19 @@ class Session {
   const std::vector<int32_t>& tokens() const { return tokens_; }
   int64_t length() const { return static_cast<int64_t>(tokens_.size()); }
 
-  // Reads tokens, in steps of the engine's prefill_rows. Errors: a token that is not in the vocabulary
-  // (Invalid; nothing is read), no room (TooLarge; nothing is read), stopped by `progress` (Cancelled).
+  // Reads tokens, in steps of the engine's prefill_rows. Errors: a token that is not in the
+  // vocabulary (Invalid; nothing is read), no room (TooLarge; nothing is read), stopped by
+  // `progress` (Cancelled).
   Status Read(std::span<const int32_t> tokens, const PrefillProgress& progress = {});
 
   // Of the token after the last one read: [V], -inf where no token is. Empty before the first.
   std::span<const float> logits() const { return logits_; }
 
-  // Writes everything that is needed to go on exactly as without the pause (docs/formats.md); atomic.
+  // Writes everything that is needed to go on exactly as without the pause (docs/formats.md);
+  // atomic.
   Status Save(const std::string& path) const;
-  // A session as it was saved. Refuses a file that is damaged, of another version, or of a model whose
-  // state differs.
+  // A session as it was saved. Refuses a file that is damaged, of another version, or of a model
+  // whose state differs.
   static Result<Session> Load(Engine& engine, const std::string& path);
 
  private:

@@ -94,8 +94,8 @@ Status CheckRequest(const Json& messages, const Json& tools, const Json& extra) 
   }
   for (size_t i = 0; i < messages.size(); ++i) {
     if (messages[i].is_object()) continue;
-    return Status::Invalid(fmt::format("messages[{}]: of type {}, wanted an object", i,
-                                       messages[i].type_name()));
+    return Status::Invalid(
+        fmt::format("messages[{}]: of type {}, wanted an object", i, messages[i].type_name()));
   }
   if (!tools.is_null() && !tools.is_array()) {
     return Status::Invalid(fmt::format("tools: of type {}, wanted an array", tools.type_name()));
@@ -137,8 +137,7 @@ Result<ChatTemplate> ChatTemplate::Parse(std::string source, const std::string& 
 }
 
 const ChatTemplate& ChatTemplate::Text01() {
-  static const ChatTemplate text01 =
-      Parse(kText01, "the chat template of MiniMax-Text-01").value();
+  static const ChatTemplate text01 = Parse(kText01, "the chat template of MiniMax-Text-01").value();
   return text01;
 }
 
@@ -188,8 +187,8 @@ Result<std::optional<ChatTemplate>> LoadChatTemplate(const std::string& model_di
   if (config_text) {
     MM01_ASSIGN_OR_RETURN(config, ParseJson(*config_text, config_path));
     if (!config.is_object()) {
-      return Status::Invalid(fmt::format("{}: of type {}, wanted an object", config_path,
-                                         config.type_name()));
+      return Status::Invalid(
+          fmt::format("{}: of type {}, wanted an object", config_path, config.type_name()));
     }
   }
   std::string where = jinja_path;

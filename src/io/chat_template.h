@@ -1,8 +1,8 @@
 // The text that a conversation becomes before it is tokenized.
 //
-// Templates are Jinja, a bounded subset of it that renders what it accepts to the byte as Jinja2 3.1
-// does the way transformers sets it up (trim_blocks, lstrip_blocks, break and continue, `generation`
-// blocks, raise_exception, tojson = json.dumps):
+// Templates are Jinja, a bounded subset of it that renders what it accepts to the byte as
+// Jinja2 3.1 does the way transformers sets it up (trim_blocks, lstrip_blocks, break and continue,
+// `generation` blocks, raise_exception, tojson = json.dumps):
 //   {{ }}, {% if for set macro with filter raw generation break continue %}, {# #}, '-' and '+'
 //   literals, + - * / // % ** ~, comparisons, in, and or not, if else, subscripts, slices, calls
 //   filters  abs capitalize count d default dictsort first float indent int items join last length
@@ -11,7 +11,8 @@
 //   tests    defined undefined none string mapping sequence iterable number integer float boolean
 //            true false callable eq ne lt le gt ge (and their other names) in odd even divisibleby
 //   globals  range dict namespace raise_exception
-//   methods  of strings: strip lstrip rstrip split rsplit splitlines startswith endswith upper lower
+//   methods  of strings: strip lstrip rstrip split rsplit splitlines startswith endswith upper
+//   lower
 //            title capitalize replace join find count removeprefix removesuffix;
 //            of dicts: get items keys values
 // Anything else is an error that names it and its line. strftime_now counts as undefined: what a

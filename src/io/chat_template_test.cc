@@ -39,21 +39,22 @@ std::string ErrorOf(const std::string& source) {
 
 TEST(ChatTemplate, RendersWhatJinja2Rendered) {
   std::ifstream file(MM01_SOURCE_DIR "/tests/goldens/chat_templates.jsonl");
-  std::optional<ChatTemplate> current;
+  std::optional<Result<ChatTemplate>> current;
   int num_cases = 0, num_errors = 0;
   for (std::string line; std::getline(file, line);) {
     const Json c = ParseJson(line, "golden").value();
     if (c.contains("command")) continue;
     if (c.contains("template")) {
-      auto parsed = ChatTemplate::Parse(c["template"].get<std::string>(), c["name"]);
-      ASSERT_TRUE(parsed.ok()) << parsed.status().message();
-      current = std::move(parsed).value();
-      current->SetSpecialToken("bos_token", c["bos"]);
-      current->SetSpecialToken("eos_token", c["eos"]);
+      current = ChatTemplate::Parse(c["template"].get<std::string>(), c["name"]);
+      if (!current->ok()) continue;
+      (*current)->SetSpecialToken("bos_token", c["bos"]);
+      (*current)->SetSpecialToken("eos_token", c["eos"]);
       continue;
     }
     ++num_cases;
-    const auto got = current->Render(c["messages"], c["tools"], c["gen"], c["extra"]);
+    const auto got = current->ok()
+                         ? (*current)->Render(c["messages"], c["tools"], c["gen"], c["extra"])
+                         : Result<std::vector<RenderedPiece>>(current->status());
     if (c.contains("error")) {
       ++num_errors;
       ASSERT_FALSE(got.ok()) << line << "\n" << Whole(*got);
@@ -73,7 +74,9 @@ TEST(ChatTemplate, TheBuiltInOneIsText01s) {
     {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
     {"role": "user", "content": "Weather?"},
     {"role": "assistant", "content": null},
-    {"role": "function", "name": "get", "content": "{\"t\": 3}"}])", "m").value();
+    {"role": "function", "name": "get", "content": "{\"t\": 3}"}])",
+                                  "m")
+                            .value();
   const Json tools = ParseJson(R"([{"name": "get", "n": 1.0}])", "t").value();
   const auto pieces = ChatTemplate::Text01().Render(messages, tools, true);
   ASSERT_TRUE(pieces.ok()) << pieces.status().message();
@@ -204,15 +207,21 @@ TEST(ChatTemplate, HostileTemplatesEndInAnError) {
            std::string("{{ -9223372036854775807 - 2 }}"),
            std::string("{{ 10 ** 100 }}"),
            std::string("{{ 99999999999999999999 }}"),
-           Times("(", 100000) + Times(")", 100000),
            "{{ " + Times("(", 30000) + "1" + Times(")", 30000) + " }}",
            "{{ " + Times("[", 30000) + Times("]", 30000) + " }}",
            "{{ " + Times("not ", 30000) + "1 }}",
            "{{ " + Times("-", 30000) + "1 }}",
            Times("{% if 1 %}", 5000) + Times("{% endif %}", 5000),
            std::string("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
+           "{% macro f() %}{{ " + Times("1 if (", 60) + "not f() or 1 + -2 * 3 ~ 4" +
+               Times(")", 60) + " }}{% endmacro %}{{ f() }}",
+           "{{ " + Times("[", 60) + "1" + Times("]", 60) + Times(" | map('map')", 1) + " | list }}",
+           "{% set ns = namespace(x=[1]) %}" + loop +
+               "{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | map('map'" + Times(", 'map'", 20000) +
+               ") | list }}",
            std::string("{% macro f(n) %}{{ f(n + 1) ~ f(n + 1) }}{% endmacro %}{{ f(0) }}"),
-           "{% set ns = namespace(x=[]) %}" + loop + "{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+           "{% set ns = namespace(x=[]) %}" + loop +
+               "{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
            "{% set ns = namespace(x=[]) %}" + loop +
                "{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}",
            "{% set ns = namespace(x='aaaaaaaaaa') %}" + loop +
@@ -301,11 +310,13 @@ TEST_F(LoadChatTemplateTest, ComesFromTheConfigOrAFileOfItsOwn) {
 
 TEST_F(LoadChatTemplateTest, SaysWhatIsWrong) {
   Write("tokenizer_config.json", R"({"chat_template": 3})");
-  EXPECT_EQ(Load(), dir_ + "/tokenizer_config.json: chat_template is of type number, wanted a "
-                           "string or a list");
+  EXPECT_EQ(Load(), dir_ +
+                        "/tokenizer_config.json: chat_template is of type number, wanted a "
+                        "string or a list");
   Write("tokenizer_config.json", R"({"chat_template": "{{"})");
-  EXPECT_EQ(Load(), dir_ + "/tokenizer_config.json: chat_template: line 1: a print '{{' is not "
-                           "closed");
+  EXPECT_EQ(Load(), dir_ +
+                        "/tokenizer_config.json: chat_template: line 1: a print '{{' is not "
+                        "closed");
 }
 
 }  // namespace

@@ -6,6 +6,10 @@
 // Read: literals, . ^ $ | groups (?: (?= (?! (?<= (?<! (?> (?i: (?-i:, quantifiers ? * + {n,m} with
 // a lazy ? or a possessive + (not after {}), classes without nesting or &&, \s \S \d \D \w \W \A \z
 // \Z, \n \r \t \f \v \a \e \xHH \x{H} \uHHHH, \p{} \P{} \p{^} of general categories and scripts.
+//
+// Properties are those of PCRE2's Unicode (14 in 10.42), the reference library's are of Unicode 16:
+// of the characters added in between, 9,272 are letters there and unassigned here. (?i: folds
+// single characters only.
 #pragma once
 
 #include <string>

@@ -23,7 +23,7 @@ TEST(RegexDialect, WhatMeansAnotherThingIsSpelledAnew) {
       {R"(\v\x41\u00e9\x{1F600})", R"(\x{b}\x{41}\x{e9}\x{1f600})"},
       {"x{,3}", "x{0,3}"},
       {"{a}{", R"(\{a}\{)"},
-      {R"(\w)", R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}])"},
+      {R"(\w)", R"([\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\x{b2}\x{b3}\x{b9}\x{bc}-\x{be}])"},
   };
   for (const auto& c : cases) {
     const auto result = OnigurumaToPcre2(c.oniguruma);

@@ -1,5 +1,5 @@
-// What every kernel file starts from: 16 lanes of float32 on any SIMD target, and sums over them in one
-// order whatever the width of a vector. Included through hwy/foreach_target.h.
+// What every kernel file starts from: 16 lanes of float32 on any SIMD target, and sums over them in
+// one order whatever the width of a vector. Included through hwy/foreach_target.h.
 #if defined(MM01_VECTOR_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MM01_VECTOR_INL_H_
 #undef MM01_VECTOR_INL_H_
@@ -23,7 +23,9 @@ using VF = hn::Vec<F32>;
 inline constexpr int kLanes = static_cast<int>(hn::MaxLanes(F32()));
 inline constexpr int kVecs = 16 / kLanes;  // vectors that make up the 16 lanes
 
-HWY_INLINE VF LoadAsF32(const float* p) { return hn::LoadU(F32(), p); }
+HWY_INLINE VF LoadAsF32(const float* p) {
+  return hn::LoadU(F32(), p);
+}
 HWY_INLINE VF LoadAsF32(const bf16* p) {
   // Through 16-bit integers: Highway's own bf16 loads do not exist on every target.
   const hn::Rebind<uint16_t, F32> d16;

@@ -9,7 +9,8 @@
 namespace mm01 {
 namespace {
 
-// Rows that arrived, rank after rank and by expert within a rank, brought into the order of experts.
+// Rows that arrived, rank after rank and by expert within a rank, brought into the order of
+// experts.
 struct Arrival {
   std::vector<int64_t> recv_rows;  // [R]      rows from each rank
   std::vector<int64_t> offset;     // [mine+1] of this rank's experts

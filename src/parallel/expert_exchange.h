@@ -4,8 +4,8 @@
 //   experts    each rank runs its own on whatever came
 //   combine    the rows go home and are added with the token's weights
 //
-// A group of one rank is the plain path. With more, a row meets the same weights alone or in company,
-// and is added in the same order: the result is that of one rank, to the bit.
+// A group of one rank is the plain path. With more, a row meets the same weights alone or in
+// company, and is added in the same order: the result is that of one rank, to the bit.
 //
 // Letters   T tokens, E experts, k experts a token, D width.
 // Cost      2 T k D floats sent and received in all, less what stays.

@@ -26,9 +26,9 @@ void AddEarlierRanks(Queue& queue, Group& group, const LightningArgs& a) {
   std::vector<float> incoming(size, 0.0f);
   for (int r = 0; r < group.rank(); ++r) {
     for (int64_t h = 0; h < heads; ++h) {
-      const auto kept = static_cast<float>(
-          std::exp(-static_cast<double>(slope(h)) *
-                   static_cast<double>(row_counts[static_cast<size_t>(r)])));
+      const auto kept =
+          static_cast<float>(std::exp(-static_cast<double>(slope(h)) *
+                                      static_cast<double>(row_counts[static_cast<size_t>(r)])));
       const auto at = static_cast<size_t>(h * matrix);
       const size_t from = static_cast<size_t>(r) * size + at;
       for (size_t i = 0; i < static_cast<size_t>(matrix); ++i) {

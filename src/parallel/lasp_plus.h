@@ -1,7 +1,7 @@
 // LASP+: lightning attention over ranks that each hold a part of the tokens.
 //
-// Every rank runs its part as if nothing came before, and makes its local state M_r, decayed to the end
-// of the part. One all-gather later each rank works out what came before it,
+// Every rank runs its part as if nothing came before, and makes its local state M_r, decayed to the
+// end of the part. One all-gather later each rank works out what came before it,
 //
 //   S_in(0) = 0,   S_in(r + 1) = exp(-slope n_r) S_in(r) + M_r
 //

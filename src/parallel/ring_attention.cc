@@ -74,7 +74,8 @@ void RingAttention(Queue& queue, Group& group, const AttentionArgs& a) {
   group.AllGather(std::span<const int64_t>(&mine, 1), std::span(pages));
   const int64_t most = *std::ranges::max_element(pages);
 
-  std::vector<float> lse(static_cast<size_t>(rows * heads)), other(static_cast<size_t>(a.out.size()));
+  std::vector<float> lse(static_cast<size_t>(rows * heads)),
+      other(static_cast<size_t>(a.out.size()));
   std::vector<float> other_lse(lse.size());
   AttentionArgs local = a;
   local.lse = Tensor(lse.data(), {rows, heads});

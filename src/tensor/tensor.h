@@ -12,8 +12,8 @@
 
 namespace mm01 {
 
-// A typed window with R dims. The last dim is contiguous, the others may be strided: heads of a fused
-// projection, rows of a larger buffer. Strides count elements.
+// A typed window with R dims. The last dim is contiguous, the others may be strided: heads of a
+// fused projection, rows of a larger buffer. Strides count elements.
 template <typename T, int R>
 struct View {
   T* data = nullptr;
@@ -70,7 +70,8 @@ struct Tensor {
   // The same memory as a View; another element type or rank is our own bug.
   template <typename T, int R>
   View<T, R> As() const {
-    Check(dtype == kDTypeOf<T>, "tensor holds " + ToString(dtype) + ", wanted " + ToString(kDTypeOf<T>));
+    Check(dtype == kDTypeOf<T>,
+          "tensor holds " + ToString(dtype) + ", wanted " + ToString(kDTypeOf<T>));
     Check(rank == R, "tensor has " + std::to_string(rank) + " dims, wanted " + std::to_string(R));
     Check(R == 0 || stride[R - 1] == 1, "the last dim must be contiguous");
     View<T, R> v;

@@ -1,6 +1,7 @@
 // Numbers as Python computes them, with int64_t for int; and +, * on strings and lists.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "io/jinja/format.h"
@@ -14,7 +15,9 @@ Status Overflow(std::string_view op, const Value& a, const Value& b) {
       fmt::format("{} {} {} does not fit 64 bits", a.AsInt(), op, b.AsInt()));
 }
 
-Status DivisionByZero() { return Status::Invalid("a division by zero"); }
+Status DivisionByZero() {
+  return Status::Invalid("a division by zero");
+}
 
 Result<Value> IntPower(const Value& a, const Value& b) {
   int64_t base = a.AsInt(), result = 1;
@@ -107,8 +110,8 @@ Result<Value> Add(Runtime& rt, const Value& a, const Value& b) {
   }
   const size_t size = a.seq->items.size() + b.seq->items.size();
   if (size > static_cast<size_t>(kMaxItems)) {
-    return Status::TooLarge(fmt::format("a list of {} elements, at most {} are held", size,
-                                        kMaxItems));
+    return Status::TooLarge(
+        fmt::format("a list of {} elements, at most {} are held", size, kMaxItems));
   }
   std::vector<Value> items = a.seq->items;
   items.insert(items.end(), b.seq->items.begin(), b.seq->items.end());
@@ -119,7 +122,18 @@ Result<Value> Repeat(Runtime& rt, const Value& v, int64_t times) {
   if (v.IsString()) {
     if (v.text->size() == 0) return v;
     TextBuilder builder(rt.budget);
-    for (int64_t i = 0; i < times && !builder.full(); ++i) builder.Append(*v.text);
+    if (v.text->runs.size() > 1) {
+      for (int64_t i = 0; i < times && !builder.full(); ++i) builder.Append(*v.text);
+      return rt.Built(std::move(builder));
+    }
+    // Many at a time: the text may be a single letter.
+    const int64_t per_chunk = std::clamp<int64_t>(times, 1, 1 + 4096 / v.text->size());
+    std::string chunk;
+    for (int64_t i = 0; i < per_chunk; ++i) chunk += v.text->view;
+    for (; times > 0 && !builder.full(); times -= per_chunk) {
+      const size_t num = std::min(times, per_chunk) * v.text->size();
+      builder.Append(std::string_view(chunk).substr(0, num), v.text->runs[0].trusted);
+    }
     return rt.Built(std::move(builder));
   }
   const std::vector<Value>& unit = v.seq->items;
@@ -134,7 +148,9 @@ Result<Value> Repeat(Runtime& rt, const Value& v, int64_t times) {
   return rt.NewSeq(v.seq->kind, std::move(items));
 }
 
-bool IsList(const Value& v) { return v.kind == Kind::kSeq && v.seq->kind <= SeqKind::kTuple; }
+bool IsList(const Value& v) {
+  return v.kind == Kind::kSeq && v.seq->kind <= SeqKind::kTuple;
+}
 
 }  // namespace
 
@@ -145,8 +161,8 @@ Result<Value> Arithmetic(Runtime& rt, std::string_view op, const Value& a, const
     const bool ints = a.IsInteger() && b.IsInteger();
     return ints && !(op == "**" && b.AsInt() < 0) ? Ints(op, a, b) : Floats(op, a, b);
   }
-  if (op == "+" && ((a.IsString() && b.IsString()) ||
-                    (IsList(a) && IsList(b) && a.seq->kind == b.seq->kind))) {
+  if (op == "+" &&
+      ((a.IsString() && b.IsString()) || (IsList(a) && IsList(b) && a.seq->kind == b.seq->kind))) {
     return Add(rt, a, b);
   }
   if (op == "*" && b.IsInteger() && ((a.IsString() && !a.text->markup) || IsList(a))) {

@@ -17,22 +17,22 @@ using ExprPtr = std::unique_ptr<Expr>;
 using Body = std::vector<std::unique_ptr<Stmt>>;
 
 enum class ExprKind {
-  kConst,   // value
-  kName,    // text
-  kList,    // args
-  kTuple,   // args
-  kDict,    // args: key, value, key, value ...
-  kSlice,   // args: start, stop, step, each may be null; only inside a kItem postfix
-  kBinary,  // args[0] ops[0] args[1] ops[1] ..., left to right: + - or * / // % or **
-  kConcat,  // args, with ~
-  kCompare, // args[0] ops[0] args[1] ..., each pair must hold
-  kAnd,     // args
-  kOr,      // args
-  kNot,     // args[0]
-  kNegate,  // args[0]
-  kPlus,    // args[0]
-  kCond,    // args: condition, then, else (may be null)
-  kChain,   // args[0], then postfix by postfix
+  kConst,         // value
+  kName,          // text
+  kList,          // args
+  kTuple,         // args
+  kDict,          // args: key, value, key, value ...
+  kSlice,         // args: start, stop, step, each may be null; only inside a kItem postfix
+  kBinary,        // args[0] ops[0] args[1] ops[1] ..., left to right: + - or * / // % or **
+  kConcat,        // args, with ~
+  kCompare,       // args[0] ops[0] args[1] ..., each pair must hold
+  kAnd,           // args
+  kOr,            // args
+  kNot,           // args[0]
+  kNegate,        // args[0]
+  kPlus,          // args[0]
+  kCond,          // args: condition, then, else (may be null)
+  kChain,         // args[0], then postfix by postfix
   kNamespaceRef,  // a target only: text is the namespace, args[0] a kConst with the attribute
 };
 
@@ -46,7 +46,7 @@ enum class PostfixKind { kAttribute, kItem, kCall, kFilter, kTest };
 struct Postfix {
   PostfixKind kind;
   int line;
-  Text name;           // of attribute, filter or test
+  Text name;             // of attribute, filter or test
   bool negated = false;  // is not
   std::vector<ExprPtr> args;
   std::vector<std::unique_ptr<Keyword>> keywords;

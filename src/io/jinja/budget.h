@@ -13,7 +13,8 @@ inline constexpr int64_t kMaxItems = 100'000;  // elements of one list, tuple or
 inline constexpr int kMaxNesting = 64;         // of the source, of values, of macro calls
 inline constexpr int kMaxDepth = 400;          // of the evaluator, in syntax nodes
 
-// A step is a syntax node that is evaluated, or 256 bytes of text, or 16 elements that are touched.
+// A step is a syntax node that is evaluated, or 256 bytes that are copied (fewer where each is
+// looked at), or 16 elements that are touched.
 class Budget {
  public:
   // Both return false from the moment that the budget is spent. An operation that sees false stops

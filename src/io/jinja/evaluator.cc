@@ -8,8 +8,9 @@
 
 namespace mm01::jinja {
 
-Status Evaluator::Run(const Body& body, const std::vector<std::pair<std::string_view, Value>>& names,
-           TextBuilder& out) {
+Status Evaluator::Run(const Body& body,
+                      const std::vector<std::pair<std::string_view, Value>>& names,
+                      TextBuilder& out) {
   Scope* globals = NewScope(nullptr);
   globals->names = {{"range", Value::Of(Function::kRange)},
                     {"namespace", Value::Of(Function::kNamespace)},
@@ -20,7 +21,8 @@ Status Evaluator::Run(const Body& body, const std::vector<std::pair<std::string_
   scope_ = NewScope(context);
   MM01_ASSIGN_OR_RETURN(const Flow flow, RunBody(body, out));
   Check(flow == Flow::kNext, "a jump left the template");
-  return Status::Ok();
+  if (!rt_.budget.spent()) return Status::Ok();
+  return At(body.empty() ? 1 : body.back()->line, Status::Ok());
 }
 
 Scope* Evaluator::NewScope(Scope* parent) {
@@ -57,9 +59,9 @@ Status Evaluator::Assign(const Expr& target, const Value& value) {
   if (target.kind == ExprKind::kNamespaceRef) {
     const Value space = Lookup(target.text);
     if (space.kind != Kind::kNamespace) {
-      return At(target.line, Status::Invalid(fmt::format(
-                                 "'{}' is {}, only a namespace can be assigned to",
-                                 target.text.view, KindName(space))));
+      return At(target.line,
+                Status::Invalid(fmt::format("'{}' is {}, only a namespace can be assigned to",
+                                            target.text.view, KindName(space))));
     }
     SetKey(rt_, *space.dict, target.args[0]->value, value);
     return Status::Ok();
@@ -79,6 +81,10 @@ Status Evaluator::Assign(const Expr& target, const Value& value) {
 Status Evaluator::At(int line, const Status& status) {
   if (placed_) return status;
   placed_ = true;
+  if (rt_.budget.spent()) {  // whatever else went wrong, it was not given the steps it needed
+    return Status::TooLarge(
+        fmt::format("{}: line {}: the template takes more than {} steps", where_, line, kMaxSteps));
+  }
   return {status.code(), fmt::format("{}: line {}: {}", where_, line, status.message())};
 }
 
@@ -88,10 +94,7 @@ Result<Value> Evaluator::At(int line, Result<Value> result) {
 }
 
 Status Evaluator::Step(int line, const DepthGuard& depth) {
-  if (!rt_.budget.Step()) {
-    return At(line, Status::TooLarge(
-                        fmt::format("the template takes more than {} steps", kMaxSteps)));
-  }
+  if (!rt_.budget.Step()) return At(line, Status::Ok());
   if (!depth.ok()) {
     return At(line, Status::TooLarge(fmt::format("deeper than {} levels", kMaxDepth)));
   }
@@ -104,8 +107,8 @@ Result<Evaluator::Flow> Evaluator::RunBody(const Body& body, TextBuilder& out) {
     MM01_RETURN_IF_ERROR(Step(stmt->line, depth));
     MM01_ASSIGN_OR_RETURN(const Flow flow, RunStmt(*stmt, out));
     if (out.full() && !rt_.budget.spent()) {
-      return At(stmt->line, Status::TooLarge(fmt::format(
-                                "the output grows over {} bytes", kMaxTextBytes)));
+      return At(stmt->line,
+                Status::TooLarge(fmt::format("the output grows over {} bytes", kMaxTextBytes)));
     }
     if (flow != Flow::kNext) return flow;
   }
@@ -121,7 +124,9 @@ Result<Evaluator::Flow> Evaluator::RunScoped(const Body& body, Scope* scope, Tex
 
 Result<Evaluator::Flow> Evaluator::RunStmt(const Stmt& stmt, TextBuilder& out) {
   switch (stmt.kind) {
-    case StmtKind::kData: out.Append(stmt.text); return Flow::kNext;
+    case StmtKind::kData:
+      out.Append(stmt.text);
+      return Flow::kNext;
     case StmtKind::kPrint: {
       MM01_ASSIGN_OR_RETURN(const Value v, Eval(*stmt.expr));
       MM01_ASSIGN_OR_RETURN(const Value text, At(stmt.line, ToString(rt_, v)));
@@ -137,7 +142,8 @@ Result<Evaluator::Flow> Evaluator::RunStmt(const Stmt& stmt, TextBuilder& out) {
         return RunBody(branch.body, out);
       }
       return Flow::kNext;
-    case StmtKind::kFor: return RunFor(stmt, out);
+    case StmtKind::kFor:
+      return RunFor(stmt, out);
     case StmtKind::kSet: {
       MM01_ASSIGN_OR_RETURN(const Value v, Eval(*stmt.expr));
       MM01_RETURN_IF_ERROR(Assign(*stmt.target, v));
@@ -161,10 +167,14 @@ Result<Evaluator::Flow> Evaluator::RunStmt(const Stmt& stmt, TextBuilder& out) {
       Define(scope_, stmt.macro->name.view, v);
       return Flow::kNext;
     }
-    case StmtKind::kWith: return RunWith(stmt, out);
-    case StmtKind::kScope: return RunScoped(stmt.body, NewScope(scope_), out);
-    case StmtKind::kBreak: return Flow::kBreak;
-    case StmtKind::kContinue: return Flow::kContinue;
+    case StmtKind::kWith:
+      return RunWith(stmt, out);
+    case StmtKind::kScope:
+      return RunScoped(stmt.body, NewScope(scope_), out);
+    case StmtKind::kBreak:
+      return Flow::kBreak;
+    case StmtKind::kContinue:
+      return Flow::kContinue;
   }
   Fail("a statement of no kind");
 }

@@ -45,7 +45,8 @@ class Evaluator {
   void Define(Scope* scope, std::string_view name, const Value& value);
   Status Assign(const Expr& target, const Value& value);
 
-  // Adds the place, once: the innermost place that knows it wins.
+  // Adds the place, once: the innermost place that knows it wins. With the budget spent, the error
+  // is that, whatever `status` is.
   Status At(int line, const Status& status);
   Result<Value> At(int line, Result<Value> result);
   // Every node goes through here once.

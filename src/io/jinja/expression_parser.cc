@@ -5,22 +5,19 @@
 #include <algorithm>
 #include <charconv>
 
-#include "io/jinja/filters.h"
-
 namespace mm01::jinja {
 namespace {
 
-void SetText(Text& text, std::string bytes) {
-  text.owned = std::move(bytes);
-  Borrow(text.owned, true, text);
-}
-
 std::string Describe(const Token& token) {
   switch (token.kind) {
-    case TokenKind::kString: return fmt::format("the string '{}'", token.text.substr(0, 50));
-    case TokenKind::kData: return "text";
-    case TokenKind::kEnd: return token.text;
-    default: return fmt::format("'{}'", token.text.substr(0, 50));
+    case TokenKind::kString:
+      return fmt::format("the string '{}'", token.text.substr(0, 50));
+    case TokenKind::kData:
+      return "text";
+    case TokenKind::kEnd:
+      return token.text;
+    default:
+      return fmt::format("'{}'", token.text.substr(0, 50));
   }
 }
 
@@ -28,20 +25,6 @@ ExprPtr ConstOf(Value value, int line) {
   auto expr = std::make_unique<Expr>(ExprKind::kConst, line);
   expr->value = value;
   return expr;
-}
-
-ExprPtr Chain(ExprPtr base) {
-  auto chain = std::make_unique<Expr>(ExprKind::kChain, base->line);
-  chain->args.push_back(std::move(base));
-  return chain;
-}
-
-Postfix& AddPostfix(Expr& chain, PostfixKind kind, int line, std::string name = "") {
-  auto& postfix = *chain.postfixes.emplace_back(std::make_unique<Postfix>());
-  postfix.kind = kind;
-  postfix.line = line;
-  SetText(postfix.name, std::move(name));
-  return postfix;
 }
 
 }  // namespace
@@ -139,19 +122,19 @@ Result<ExprPtr> ExpressionParser::Target() {
     } else {
       const int line = Now().line;
       std::string name;
-    MM01_RETURN_IF_ERROR(TakeName("a name to assign to", name));
-      if (name == "loop" || name == "true" || name == "false" || name == "none" ||
-          name == "True" || name == "False" || name == "None") {
+      MM01_RETURN_IF_ERROR(TakeName("a name to assign to", name));
+      if (name == "loop" || name == "true" || name == "false" || name == "none" || name == "True" ||
+          name == "False" || name == "None") {
         return Error(line, fmt::format("'{}' cannot be assigned to", name));
       }
       item = std::make_unique<Expr>(ExprKind::kName, line);
-      SetText(item->text, std::move(name));
+      Own(std::move(name), true, item->text);
       if (SkipOperator(".")) {
         item->kind = ExprKind::kNamespaceRef;
         std::string attribute;
-    MM01_RETURN_IF_ERROR(TakeName("the name of an attribute", attribute));
+        MM01_RETURN_IF_ERROR(TakeName("the name of an attribute", attribute));
         auto constant = std::make_unique<Expr>(ExprKind::kConst, line);
-        SetText(constant->text, std::move(attribute));
+        Own(std::move(attribute), true, constant->text);
         constant->value = Value::String(&constant->text);
         item->args.push_back(std::move(constant));
       }
@@ -174,8 +157,8 @@ Result<ExprPtr> ExpressionParser::Binary(ExprKind kind, std::vector<std::string_
   ExprPtr chain;
   while (true) {
     const auto* op = &*std::find_if(ops.begin(), ops.end(), [&](std::string_view o) {
-      return Now().text == o && (Now().kind == TokenKind::kOperator ||
-                                 Now().kind == TokenKind::kName);
+      return Now().text == o &&
+             (Now().kind == TokenKind::kOperator || Now().kind == TokenKind::kName);
     });
     if (op == ops.data() + ops.size()) break;
     if (!chain) {
@@ -257,15 +240,15 @@ Result<ExprPtr> ExpressionParser::Unary(bool with_filters) {
   if (AtOperator("-") || AtOperator("+")) {
     const Nest nest(*this);
     MM01_RETURN_IF_ERROR(nest.status());
-    base = std::make_unique<Expr>(AtOperator("-") ? ExprKind::kNegate : ExprKind::kPlus,
-                                  Now().line);
+    base =
+        std::make_unique<Expr>(AtOperator("-") ? ExprKind::kNegate : ExprKind::kPlus, Now().line);
     Skip();
     MM01_ASSIGN_OR_RETURN(ExprPtr operand, Unary(false));
     base->args.push_back(std::move(operand));
   } else {
     MM01_ASSIGN_OR_RETURN(base, Primary());
   }
-  ExprPtr chain = Chain(std::move(base));
+  ExprPtr chain = MakeChain(std::move(base));
   MM01_RETURN_IF_ERROR(PostfixesOf(*chain));
   while (with_filters) {
     if (AtOperator("|")) {
@@ -273,7 +256,7 @@ Result<ExprPtr> ExpressionParser::Unary(bool with_filters) {
     } else if (AtName("is")) {
       MM01_RETURN_IF_ERROR(Test(*chain));
     } else if (AtOperator("(")) {
-      MM01_RETURN_IF_ERROR(Arguments(AddPostfix(*chain, PostfixKind::kCall, Now().line)));
+      MM01_RETURN_IF_ERROR(Call(*chain));
     } else {
       break;
     }
@@ -292,20 +275,22 @@ Result<ExprPtr> ExpressionParser::Primary() {
       if (name == "false" || name == "False") return ConstOf(Value::Bool(false), token.line);
       if (name == "none" || name == "None") return ConstOf(Value::None(), token.line);
       auto expr = std::make_unique<Expr>(ExprKind::kName, token.line);
-      SetText(expr->text, name);
+      Own(name, true, expr->text);
       return expr;
     }
     case TokenKind::kString: {
       auto expr = std::make_unique<Expr>(ExprKind::kConst, token.line);
       std::string text;
       for (; Now().kind == TokenKind::kString; Skip()) text += Now().text;
-      SetText(expr->text, std::move(text));
+      Own(std::move(text), true, expr->text);
       expr->value = Value::String(&expr->text);
       return expr;
     }
     case TokenKind::kInt:
-    case TokenKind::kFloat: return Number();
-    default: break;
+    case TokenKind::kFloat:
+      return Number();
+    default:
+      break;
   }
   if (AtOperator("[")) return ListLiteral();
   if (AtOperator("{")) return DictLiteral();
@@ -314,7 +299,8 @@ Result<ExprPtr> ExpressionParser::Primary() {
     MM01_RETURN_IF_ERROR(ExpectOperator(")"));
     return expr;
   }
-  return Error(token.line, fmt::format("{} stands where an expression was wanted", Describe(token)));
+  return Error(token.line,
+               fmt::format("{} stands where an expression was wanted", Describe(token)));
 }
 
 Result<ExprPtr> ExpressionParser::Number() {
@@ -362,143 +348,6 @@ Result<ExprPtr> ExpressionParser::DictLiteral() {
   }
   Skip();
   return dict;
-}
-
-Status ExpressionParser::PostfixesOf(Expr& chain) {
-  while (true) {
-    if (AtOperator(".") || AtOperator("[")) {
-      MM01_RETURN_IF_ERROR(Subscript(chain));
-    } else if (AtOperator("(")) {
-      MM01_RETURN_IF_ERROR(Arguments(AddPostfix(chain, PostfixKind::kCall, Now().line)));
-    } else {
-      return Status::Ok();
-    }
-  }
-}
-
-Status ExpressionParser::Subscript(Expr& chain) {
-  const int line = Now().line;
-  if (SkipOperator(".")) {
-    if (Now().kind == TokenKind::kInt) {
-      MM01_ASSIGN_OR_RETURN(ExprPtr index, Number());
-      AddPostfix(chain, PostfixKind::kItem, line).args.push_back(std::move(index));
-      return Status::Ok();
-    }
-    std::string name;
-    MM01_RETURN_IF_ERROR(TakeName("the name of an attribute", name));
-    AddPostfix(chain, PostfixKind::kAttribute, line, std::move(name));
-    return Status::Ok();
-  }
-  Skip();
-  MM01_ASSIGN_OR_RETURN(ExprPtr argument, SubscriptArgument());
-  if (AtOperator(",")) return Unsupported(line, "a subscript with a comma");
-  MM01_RETURN_IF_ERROR(ExpectOperator("]"));
-  AddPostfix(chain, PostfixKind::kItem, line).args.push_back(std::move(argument));
-  return Status::Ok();
-}
-
-Result<ExprPtr> ExpressionParser::SubscriptArgument() {
-  auto slice = std::make_unique<Expr>(ExprKind::kSlice, Now().line);
-  slice->args.resize(3);
-  const auto at_end = [&] { return AtOperator(":") || AtOperator("]") || AtOperator(","); };
-  if (!AtOperator(":")) {
-    MM01_ASSIGN_OR_RETURN(slice->args[0], Expression());
-    if (!AtOperator(":")) return std::move(slice->args[0]);
-  }
-  for (size_t i = 1; i < 3 && SkipOperator(":"); ++i) {
-    if (!at_end()) {
-      MM01_ASSIGN_OR_RETURN(slice->args[i], Expression());
-    }
-  }
-  return slice;
-}
-
-Status ExpressionParser::Filters(Expr& chain, bool begun) {
-  for (; begun || SkipOperator("|"); begun = false) {
-    const int line = Now().line;
-    std::string name;
-    MM01_RETURN_IF_ERROR(TakeName("the name of a filter", name));
-    if (AtOperator(".") || !HasFilter(name)) {
-      return Unsupported(line, fmt::format("the filter '{}'", name));
-    }
-    Postfix& filter = AddPostfix(chain, PostfixKind::kFilter, line, std::move(name));
-    if (AtOperator("(")) MM01_RETURN_IF_ERROR(Arguments(filter));
-  }
-  return Status::Ok();
-}
-
-Status ExpressionParser::Test(Expr& chain) {
-  const int line = Now().line;
-  Skip();
-  const bool negated = SkipName("not");
-  std::string name;
-    MM01_RETURN_IF_ERROR(TakeName("the name of a test", name));
-  if (AtOperator(".") || !HasTest(name)) {
-    return Unsupported(line, fmt::format("the test '{}'", name));
-  }
-  Postfix& test = AddPostfix(chain, PostfixKind::kTest, line, std::move(name));
-  test.negated = negated;
-  if (AtOperator("(")) return Arguments(test);
-  const TokenKind kind = Now().kind;
-  const bool has_argument =
-      (kind == TokenKind::kName && !AtName("else") && !AtName("or") && !AtName("and")) ||
-      kind == TokenKind::kString || kind == TokenKind::kInt || kind == TokenKind::kFloat ||
-      AtOperator("[") || AtOperator("{");
-  if (!has_argument) return Status::Ok();
-  if (AtName("is")) return Error(line, "two tests in a row need parentheses");
-  MM01_ASSIGN_OR_RETURN(ExprPtr base, Primary());
-  ExprPtr argument = Chain(std::move(base));
-  MM01_RETURN_IF_ERROR(PostfixesOf(*argument));
-  test.args.push_back(std::move(argument));
-  return Status::Ok();
-}
-
-Status ExpressionParser::Arguments(Postfix& call) {
-  Skip();
-  bool first = true;
-  while (!AtOperator(")")) {
-    if (!first) MM01_RETURN_IF_ERROR(ExpectOperator(","));
-    if (!first && AtOperator(")")) break;
-    first = false;
-    if (AtOperator("*") || AtOperator("**")) {
-      return Unsupported(Now().line, fmt::format("'{}' before an argument", Now().text));
-    }
-    if (Now().kind == TokenKind::kName && Is(Next(), TokenKind::kOperator, "=")) {
-      auto& keyword = *call.keywords.emplace_back(std::make_unique<Keyword>());
-      SetText(keyword.name, Now().text);
-      Skip();
-      Skip();
-      MM01_ASSIGN_OR_RETURN(keyword.value, Expression());
-      continue;
-    }
-    if (!call.keywords.empty()) {
-      return Error(Now().line, "an argument without a name follows one with a name");
-    }
-    MM01_ASSIGN_OR_RETURN(ExprPtr argument, Expression());
-    call.args.push_back(std::move(argument));
-  }
-  Skip();
-  return Status::Ok();
-}
-
-Result<std::vector<std::unique_ptr<Keyword>>> ExpressionParser::Parameters() {
-  std::vector<std::unique_ptr<Keyword>> parameters;
-  MM01_RETURN_IF_ERROR(ExpectOperator("("));
-  while (!AtOperator(")")) {
-    if (!parameters.empty()) MM01_RETURN_IF_ERROR(ExpectOperator(","));
-    auto& parameter = *parameters.emplace_back(std::make_unique<Keyword>());
-    const int line = Now().line;
-    std::string name;
-    MM01_RETURN_IF_ERROR(TakeName("the name of a parameter", name));
-    SetText(parameter.name, std::move(name));
-    if (SkipOperator("=")) {
-      MM01_ASSIGN_OR_RETURN(parameter.value, Expression());
-    } else if (parameters.size() > 1 && parameters[parameters.size() - 2]->value) {
-      return Error(line, "a parameter without a default follows one with a default");
-    }
-  }
-  Skip();
-  return parameters;
 }
 
 }  // namespace mm01::jinja

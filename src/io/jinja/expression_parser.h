@@ -1,4 +1,5 @@
-// The expressions of a template; the statements are in parser.cc.
+// The expressions of a template: operators in expression_parser.cc, what follows an operand in
+// postfix_parser.cc. The statements are in parser.cc.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,9 @@
 #include "io/jinja/lexer.h"
 
 namespace mm01::jinja {
+
+// A kChain without postfixes.
+ExprPtr MakeChain(ExprPtr base);
 
 class ExpressionParser {
  public:
@@ -78,6 +82,7 @@ class ExpressionParser {
   Result<ExprPtr> DictLiteral();
 
   Status PostfixesOf(Expr& chain);
+  Status Call(Expr& chain);
   Status Subscript(Expr& chain);
   Result<ExprPtr> SubscriptArgument();
   Status Test(Expr& chain);

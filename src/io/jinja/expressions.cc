@@ -13,27 +13,36 @@ Result<Value> Evaluator::Eval(const Expr& expr) {
   const DepthGuard depth(rt_);
   MM01_RETURN_IF_ERROR(Step(expr.line, depth));
   switch (expr.kind) {
-    case ExprKind::kConst: return expr.value;
-    case ExprKind::kName: return Lookup(expr.text);
+    case ExprKind::kConst:
+      return expr.value;
+    case ExprKind::kName:
+      return Lookup(expr.text);
     case ExprKind::kList:
-    case ExprKind::kTuple: return EvalItems(expr);
-    case ExprKind::kDict: return EvalDict(expr);
+    case ExprKind::kTuple:
+      return EvalItems(expr);
+    case ExprKind::kDict:
+      return EvalDict(expr);
     case ExprKind::kBinary:
     case ExprKind::kConcat:
-    case ExprKind::kCompare: return EvalChainOfOperators(expr);
+    case ExprKind::kCompare:
+      return EvalChainOfOperators(expr);
     case ExprKind::kAnd:
-    case ExprKind::kOr: return EvalLogic(expr);
+    case ExprKind::kOr:
+      return EvalLogic(expr);
     case ExprKind::kNot:
     case ExprKind::kNegate:
-    case ExprKind::kPlus: return EvalUnary(expr);
+    case ExprKind::kPlus:
+      return EvalUnary(expr);
     case ExprKind::kCond: {
       MM01_ASSIGN_OR_RETURN(const Value condition, Eval(*expr.args[0]));
       if (Truth(condition)) return Eval(*expr.args[1]);
       return expr.args[2] ? Eval(*expr.args[2]) : Value::Undefined(nullptr);
     }
-    case ExprKind::kChain: return EvalChain(expr);
+    case ExprKind::kChain:
+      return EvalChain(expr);
     case ExprKind::kSlice:
-    case ExprKind::kNamespaceRef: break;
+    case ExprKind::kNamespaceRef:
+      break;
   }
   Fail("an expression of no kind");
 }
@@ -60,8 +69,8 @@ Result<Value> Evaluator::EvalDict(const Expr& expr) {
     MM01_ASSIGN_OR_RETURN(const Value key, Eval(*expr.args[i]));
     MM01_ASSIGN_OR_RETURN(const Value value, Eval(*expr.args[i + 1]));
     if (!Hashable(key)) {
-      return At(expr.line, Status::Invalid(fmt::format("{} cannot be a key of a dict",
-                                                       KindName(key))));
+      return At(expr.line,
+                Status::Invalid(fmt::format("{} cannot be a key of a dict", KindName(key))));
     }
     SetKey(rt_, *dict, key, value);
   }
@@ -151,16 +160,20 @@ Result<Value> Evaluator::EvalItem(const Value& v, const Expr& subscript) {
 
 Result<Value> Evaluator::Call(const Value& callee, const Arguments& args) {
   switch (callee.kind) {
-    case Kind::kMethod: return CallMethod(rt_, *callee.method, args);
-    case Kind::kMacro: return CallMacro(*callee.closure, args);
-    case Kind::kFunction: return CallFunction(callee.function, args);
+    case Kind::kMethod:
+      return CallMethod(rt_, *callee.method, args);
+    case Kind::kMacro:
+      return CallMacro(*callee.closure, args);
+    case Kind::kFunction:
+      return CallFunction(callee.function, args);
     case Kind::kUndefined:
       if (callee.text && callee.text->view == "strftime_now") {
         return Status::Unsupported(
             "'strftime_now' is not supported: a prompt is a function of the conversation alone");
       }
       return UndefinedError(callee);
-    default: return Status::Invalid(fmt::format("{} is called", KindName(callee)));
+    default:
+      return Status::Invalid(fmt::format("{} is called", KindName(callee)));
   }
 }
 
@@ -183,15 +196,14 @@ Status Evaluator::BindParameters(const Macro& macro, const Arguments& args) {
   const auto& parameters = macro.parameters;
   if (args.positional.size() > parameters.size()) {
     return Status::Invalid(fmt::format("the macro '{}' takes at most {} arguments, found {}",
-                                       macro.name.view, parameters.size(),
-                                       args.positional.size()));
+                                       macro.name.view, parameters.size(), args.positional.size()));
   }
   size_t num_named = 0;
   for (size_t i = 0; i < parameters.size(); ++i) {
     const Keyword& parameter = *parameters[i];
-    const auto named = std::find_if(
-        args.named.begin(), args.named.end(),
-        [&](const auto& arg) { return arg.first->view == parameter.name.view; });
+    const auto named = std::find_if(args.named.begin(), args.named.end(), [&](const auto& arg) {
+      return arg.first->view == parameter.name.view;
+    });
     Value v = Value::Undefined(&parameter.name);
     if (i < args.positional.size()) {
       v = args.positional[i];
@@ -204,14 +216,16 @@ Status Evaluator::BindParameters(const Macro& macro, const Arguments& args) {
     Define(scope_, parameter.name.view, v);
   }
   if (num_named == args.named.size()) return Status::Ok();
-  return Status::Invalid(fmt::format("the macro '{}' got an argument twice or by a name that it "
-                                     "does not have",
-                                     macro.name.view));
+  return Status::Invalid(
+      fmt::format("the macro '{}' got an argument twice or by a name that it "
+                  "does not have",
+                  macro.name.view));
 }
 
 Result<Value> Evaluator::CallFunction(Function function, const Arguments& args) {
   switch (function) {
-    case Function::kRange: return Range(args);
+    case Function::kRange:
+      return Range(args);
     case Function::kRaiseException: {
       MM01_ASSIGN_OR_RETURN(const auto bound, Bind(args, "raise_exception", {"message"}, 1));
       MM01_ASSIGN_OR_RETURN(const Value message, ToString(rt_, *bound[0]));
@@ -219,7 +233,8 @@ Result<Value> Evaluator::CallFunction(Function function, const Arguments& args) 
           fmt::format("the chat template refuses the conversation: {}", message.text->view));
     }
     case Function::kDict:
-    case Function::kNamespace: break;
+    case Function::kNamespace:
+      break;
   }
   Dict* dict = rt_.NewDict();
   if (args.positional.size() > 1 ||
@@ -249,13 +264,13 @@ Result<Value> Evaluator::Range(const Arguments& args) {
   }
   const auto [start, stop, step] = values;
   if (step == 0) return Status::Invalid("the step of a range is 0");
-  const __int128 span = step > 0 ? static_cast<__int128>(stop) - start
-                                 : static_cast<__int128>(start) - stop;
+  const __int128 span =
+      step > 0 ? static_cast<__int128>(stop) - start : static_cast<__int128>(start) - stop;
   const __int128 stride = step > 0 ? step : -static_cast<__int128>(step);
   const __int128 count = span > 0 ? (span + stride - 1) / stride : 0;
   if (count > kMaxItems) {
-    return Status::TooLarge(fmt::format("range({}, {}, {}) has more than {} numbers", start, stop,
-                                        step, kMaxItems));
+    return Status::TooLarge(
+        fmt::format("range({}, {}, {}) has more than {} numbers", start, stop, step, kMaxItems));
   }
   std::vector<Value> items;
   for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {

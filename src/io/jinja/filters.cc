@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <list>
 #include <map>
 
 #include "io/jinja/format.h"
@@ -323,14 +324,15 @@ Result<Value> ReverseFilter(Runtime& rt, const Value& v, const Arguments& args) 
 // Sorts `items` by `keys` of the same size, strings without regard to case unless `case_sensitive`.
 Result<Value> SortBy(Runtime& rt, const std::vector<Value>& items, std::vector<Value> keys,
                      bool case_sensitive, bool descending) {
-  std::vector<size_t> order(items.size());
-  for (size_t i = 0; i < order.size(); ++i) {
-    order[i] = i;
+  // The sort of a list is stable, and safe where NaN or an error breaks the order.
+  std::list<size_t> order;
+  for (size_t i = 0; i < items.size(); ++i) {
+    order.push_back(i);
     if (case_sensitive || !keys[i].IsString()) continue;
     MM01_ASSIGN_OR_RETURN(keys[i], ChangeCase(rt, *keys[i].text, Case::kLower));
   }
   Status error;
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+  order.sort([&](size_t a, size_t b) {
     if (!error.ok() || rt.budget.spent()) return false;
     if (descending) std::swap(a, b);
     if (Equal(rt, keys[a], keys[b])) return false;
@@ -422,15 +424,17 @@ const std::map<std::string_view, Filter>& Filters() {
 
 // Filters that give a string marked safe another text would have to mark that safe too.
 bool TakesMarkup(std::string_view name) {
-  static constexpr std::string_view kNames[] = {"count", "d",       "default", "float",
-                                                "int",   "length",  "list",    "replace",
-                                                "safe",  "string",  "tojson"};
+  static constexpr std::string_view kNames[] = {"count", "d",      "default", "float",
+                                                "int",   "length", "list",    "replace",
+                                                "safe",  "string", "tojson"};
   return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
 }
 
 }  // namespace
 
-bool HasFilter(std::string_view name) { return Filters().contains(name); }
+bool HasFilter(std::string_view name) {
+  return Filters().contains(name);
+}
 
 Result<Value> ApplyFilter(Runtime& rt, std::string_view name, const Value& v,
                           const Arguments& args) {

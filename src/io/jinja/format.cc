@@ -49,7 +49,7 @@ void PutNumber(const Value& v, Sink& out) {
 }
 
 void ReprString(const Text& text, Sink& out) {
-  if (text.size() > kMaxTextBytes || !out.rt.budget.Bytes(text.size())) return out.Overflow();
+  if (text.size() > kMaxTextBytes || !out.rt.budget.Bytes(4 * text.size())) return out.Overflow();
   const bool has_single = text.view.find('\'') != std::string_view::npos;
   const char quote = has_single && text.view.find('"') == std::string_view::npos ? '"' : '\'';
   std::string s(1, quote);
@@ -91,16 +91,24 @@ Status ReprSeq(const Seq& seq, int depth, Sink& out) {
                         : fmt::format("range({}, {}, {})", start, stop, step));
       return Status::Ok();
     }
-    case SeqKind::kGenerator: return Status::Unsupported("to print a generator is not supported");
+    case SeqKind::kGenerator:
+      return Status::Unsupported("to print a generator is not supported");
     case SeqKind::kTuple:
       out.Put("(");
       MM01_RETURN_IF_ERROR(ReprItems(seq.items, depth, out));
       out.Put(seq.items.size() == 1 ? ",)" : ")");
       return Status::Ok();
-    case SeqKind::kList: break;
-    case SeqKind::kKeys: out.Put("dict_keys("); break;
-    case SeqKind::kValues: out.Put("dict_values("); break;
-    case SeqKind::kItems: out.Put("dict_items("); break;
+    case SeqKind::kList:
+      break;
+    case SeqKind::kKeys:
+      out.Put("dict_keys(");
+      break;
+    case SeqKind::kValues:
+      out.Put("dict_values(");
+      break;
+    case SeqKind::kItems:
+      out.Put("dict_items(");
+      break;
   }
   out.Put("[");
   MM01_RETURN_IF_ERROR(ReprItems(seq.items, depth, out));
@@ -123,23 +131,34 @@ Status ReprDict(const Dict& dict, int depth, Sink& out) {
 Status Repr(const Value& v, int depth, Sink& out) {
   MM01_RETURN_IF_ERROR(out.CheckDepth(depth));
   switch (v.kind) {
-    case Kind::kUndefined: out.Put("Undefined"); return Status::Ok();
-    case Kind::kNone: out.Put("None"); return Status::Ok();
+    case Kind::kUndefined:
+      out.Put("Undefined");
+      return Status::Ok();
+    case Kind::kNone:
+      out.Put("None");
+      return Status::Ok();
     case Kind::kBool:
       out.trusted = out.trusted && v.trusted;
       out.Put(v.boolean ? "True" : "False");
       return Status::Ok();
     case Kind::kInt:
-    case Kind::kFloat: PutNumber(v, out); return Status::Ok();
-    case Kind::kString: ReprString(*v.text, out); return Status::Ok();
-    case Kind::kSeq: return ReprSeq(*v.seq, depth + 1, out);
-    case Kind::kDict: return ReprDict(*v.dict, depth + 1, out);
+    case Kind::kFloat:
+      PutNumber(v, out);
+      return Status::Ok();
+    case Kind::kString:
+      ReprString(*v.text, out);
+      return Status::Ok();
+    case Kind::kSeq:
+      return ReprSeq(*v.seq, depth + 1, out);
+    case Kind::kDict:
+      return ReprDict(*v.dict, depth + 1, out);
     case Kind::kNamespace:
       out.Put("<Namespace ");
       MM01_RETURN_IF_ERROR(ReprDict(*v.dict, depth + 1, out));
       out.Put(">");
       return Status::Ok();
-    default: return Status::Unsupported(fmt::format("to print {} is not supported", KindName(v)));
+    default:
+      return Status::Unsupported(fmt::format("to print {} is not supported", KindName(v)));
   }
 }
 
@@ -156,19 +175,29 @@ class JsonPrinter {
   Status Print(const Value& v, int depth) {
     MM01_RETURN_IF_ERROR(out_.CheckDepth(depth));
     switch (v.kind) {
-      case Kind::kNone: out_.Put("null"); return Status::Ok();
+      case Kind::kNone:
+        out_.Put("null");
+        return Status::Ok();
       case Kind::kBool:
         out_.trusted = out_.trusted && v.trusted;
         out_.Put(v.boolean ? "true" : "false");
         return Status::Ok();
-      case Kind::kInt: PutNumber(v, out_); return Status::Ok();
-      case Kind::kFloat: PutFloat(v); return Status::Ok();
-      case Kind::kString: PutString(*v.text); return Status::Ok();
-      case Kind::kDict: return PrintDict(*v.dict, depth);
+      case Kind::kInt:
+        PutNumber(v, out_);
+        return Status::Ok();
+      case Kind::kFloat:
+        PutFloat(v);
+        return Status::Ok();
+      case Kind::kString:
+        PutString(*v.text);
+        return Status::Ok();
+      case Kind::kDict:
+        return PrintDict(*v.dict, depth);
       case Kind::kSeq:
         if (v.seq->kind <= SeqKind::kTuple) return PrintList(v.seq->items, depth);
         [[fallthrough]];
-      default: return Status::Invalid(fmt::format("{} cannot be written as JSON", KindName(v)));
+      default:
+        return Status::Invalid(fmt::format("{} cannot be written as JSON", KindName(v)));
     }
   }
 
@@ -179,7 +208,8 @@ class JsonPrinter {
 
   void PutString(const Text& text) {
     out_.trusted = out_.trusted && text.AllTrusted();
-    if (text.size() > kMaxTextBytes || !out_.rt.budget.Bytes(text.size())) return out_.Overflow();
+    if (text.size() > kMaxTextBytes || !out_.rt.budget.Bytes(4 * text.size()))
+      return out_.Overflow();
     std::string s = "\"";
     for (size_t pos = 0, n = 0; pos < text.size(); pos += n) {
       const uint32_t c = DecodeUtf8(text.view, pos, &n);
@@ -240,7 +270,7 @@ class JsonPrinter {
     for (const auto& [key, value] : items) {
       if (!key.IsString()) return Status::Unsupported("sort_keys with keys that are no strings");
     }
-    std::stable_sort(items.begin(), items.end(), [&](const auto& a, const auto& b) {
+    std::sort(items.begin(), items.end(), [&](const auto& a, const auto& b) {
       out_.rt.budget.Items(1);
       return a.first.text->view < b.first.text->view;
     });

@@ -28,9 +28,15 @@ std::string NormalizeNewlines(std::string_view source) {
   return out;
 }
 
-bool IsDigit(char c) { return c >= '0' && c <= '9'; }
-bool IsNameStart(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
-bool IsNamePart(char c) { return IsNameStart(c) || IsDigit(c); }
+bool IsDigit(char c) {
+  return c >= '0' && c <= '9';
+}
+bool IsNameStart(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+}
+bool IsNamePart(char c) {
+  return IsNameStart(c) || IsDigit(c);
+}
 
 class Lexer {
  public:
@@ -129,7 +135,10 @@ class Lexer {
 
   Status Comment() {
     const size_t end = source_.find("#}", pos_);
-    if (end == kNone) return Error("a comment '{#' is not closed");
+    if (end == kNone) {
+      // Jinja2 accepts what is opened at the very end.
+      return pos_ == source_.size() ? Status::Ok() : Error("a comment '{#' is not closed");
+    }
     const char sign = end > pos_ ? source_[end - 1] : '\0';
     const bool signed_end = sign == '-' || sign == '+';
     Advance(end - pos_);
@@ -182,8 +191,9 @@ class Lexer {
       CloseTag(close, close ? 3 : 2);
       return Status::Ok();
     }
+    pos_ = begin;
     line_ = begin_line;
-    return Error("'{% raw %}' is not closed");
+    return begin == source_.size() ? Status::Ok() : Error("'{% raw %}' is not closed");
   }
 
   // The tokens of one {% %} or {{ }} and its end.
@@ -195,7 +205,8 @@ class Lexer {
         return Error(is_block ? "a block '{%' is not closed" : "a print '{{' is not closed");
       }
       const std::string_view end = is_block ? "%}" : "}}";
-      const bool is_signed = (At("-") || (is_block && At("+"))) && Rest().substr(1).starts_with(end);
+      const bool is_signed =
+          (At("-") || (is_block && At("+"))) && Rest().substr(1).starts_with(end);
       if (open_brackets.empty() && (is_signed || At(end))) {
         Add(is_block ? TokenKind::kBlockEnd : TokenKind::kPrintEnd, std::string(end));
         const char sign = is_signed ? source_[pos_] : '\0';
@@ -297,7 +308,8 @@ class Lexer {
         i += digits;
       } else if (c >= '0' && c <= '7') {
         size_t digits = 1;
-        while (digits < 3 && i + digits < s.size() && s[i + digits] >= '0' && s[i + digits] <= '7') {
+        while (digits < 3 && i + digits < s.size() && s[i + digits] >= '0' &&
+               s[i + digits] <= '7') {
           ++digits;
         }
         MM01_RETURN_IF_ERROR(CodePoint(s.substr(i, digits), digits, 8, out));

@@ -18,10 +18,10 @@ bool Has(const Names& names, std::string_view name) {
 }
 
 const Names& StringMethods() {
-  static const Names names = {
-      "strip", "lstrip",     "rstrip",     "split",    "rsplit",  "splitlines", "startswith",
-      "upper", "lower",      "title",      "endswith", "replace", "capitalize", "join",
-      "find",  "count",      "removeprefix", "removesuffix"};
+  static const Names names = {"strip",      "lstrip",       "rstrip",      "split", "rsplit",
+                              "splitlines", "startswith",   "upper",       "lower", "title",
+                              "endswith",   "replace",      "capitalize",  "join",  "find",
+                              "count",      "removeprefix", "removesuffix"};
   return names;
 }
 
@@ -34,11 +34,11 @@ const Names& DictMethods() {
 const Names& OtherAttributes(const Value& v) {
   static const Names none;
   static const Names string = {
-      "casefold",   "center",    "encode",      "expandtabs",   "format",      "format_map",
-      "index",      "isalnum",   "isalpha",     "isascii",      "isdecimal",   "isdigit",
-      "islower",    "isnumeric", "isprintable", "isidentifier", "isspace",     "istitle",
-      "isupper",    "ljust",     "maketrans",   "partition",    "rfind",       "rindex",
-      "rjust",      "swapcase",  "rpartition",  "translate",    "zfill"};
+      "casefold", "center",    "encode",      "expandtabs",   "format",    "format_map",
+      "index",    "isalnum",   "isalpha",     "isascii",      "isdecimal", "isdigit",
+      "islower",  "isnumeric", "isprintable", "isidentifier", "isspace",   "istitle",
+      "isupper",  "ljust",     "maketrans",   "partition",    "rfind",     "rindex",
+      "rjust",    "swapcase",  "rpartition",  "translate",    "zfill"};
   static const Names dict = {"clear", "copy", "fromkeys", "pop", "popitem", "setdefault", "update"};
   static const Names list = {"append", "clear", "copy",   "count",   "extend", "index",
                              "insert", "pop",   "remove", "reverse", "sort"};
@@ -47,15 +47,19 @@ const Names& OtherAttributes(const Value& v) {
                                "bit_length", "is_integer", "conjugate", "as_integer_ratio",
                                "bit_count",  "to_bytes",   "hex"};
   switch (v.kind) {
-    case Kind::kString: return string;
-    case Kind::kDict: return dict;
+    case Kind::kString:
+      return string;
+    case Kind::kDict:
+      return dict;
     case Kind::kBool:
     case Kind::kInt:
-    case Kind::kFloat: return number;
+    case Kind::kFloat:
+      return number;
     case Kind::kSeq:
       if (v.seq->kind == SeqKind::kList) return list;
       return v.seq->kind <= SeqKind::kRange ? sequence : none;
-    default: return none;
+    default:
+      return none;
   }
 }
 
@@ -177,8 +181,7 @@ Result<Value> CallJoin(Runtime& rt, const Text& s, const Arguments& args) {
 }
 
 // find, count, removeprefix and removesuffix: one string to look for.
-Result<Value> CallSearch(Runtime& rt, const Text& s, std::string_view name,
-                         const Arguments& args) {
+Result<Value> CallSearch(Runtime& rt, const Text& s, std::string_view name, const Arguments& args) {
   if (args.positional.size() > 1) {
     return Status::Unsupported(fmt::format("{} with a range is not supported", name));
   }
@@ -205,8 +208,7 @@ Result<Value> CallSearch(Runtime& rt, const Text& s, std::string_view name,
   return Value::Int(count, trusted);
 }
 
-Result<Value> CallString(Runtime& rt, const Text& s, std::string_view name,
-                         const Arguments& args) {
+Result<Value> CallString(Runtime& rt, const Text& s, std::string_view name, const Arguments& args) {
   if (s.markup) {
     return Status::Unsupported(
         fmt::format("the method '{}' of a string marked safe is not supported", name));
@@ -226,10 +228,11 @@ Result<Value> CallString(Runtime& rt, const Text& s, std::string_view name,
     return CallSearch(rt, s, name, args);
   }
   MM01_ASSIGN_OR_RETURN(const auto none, Bind(args, name, {}, 0));
-  return ChangeCase(rt, s, name == "upper"   ? Case::kUpper
-                           : name == "lower" ? Case::kLower
-                           : name == "title" ? Case::kTitle
-                                             : Case::kCapitalize);
+  return ChangeCase(rt, s,
+                    name == "upper"   ? Case::kUpper
+                    : name == "lower" ? Case::kLower
+                    : name == "title" ? Case::kTitle
+                                      : Case::kCapitalize);
 }
 
 }  // namespace
@@ -252,10 +255,14 @@ Result<Value> MethodOrUndefined(Runtime& rt, const Value& v, const Text& name) {
 
 Result<Value> CallMethod(Runtime& rt, const Method& method, const Arguments& args) {
   switch (method.self.kind) {
-    case Kind::kString: return CallString(rt, *method.self.text, method.name, args);
-    case Kind::kDict: return CallDict(rt, *method.self.dict, method.name, args);
-    case Kind::kLoop: return CallLoop(rt, *method.self.loop, method.name, args);
-    default: Fail("a method of a value that has none");
+    case Kind::kString:
+      return CallString(rt, *method.self.text, method.name, args);
+    case Kind::kDict:
+      return CallDict(rt, *method.self.dict, method.name, args);
+    case Kind::kLoop:
+      return CallLoop(rt, *method.self.loop, method.name, args);
+    default:
+      Fail("a method of a value that has none");
   }
 }
 

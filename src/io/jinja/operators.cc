@@ -50,18 +50,24 @@ bool EqualAt(Runtime& rt, const Value& a, const Value& b, int depth) {
   if (a.kind != b.kind) return false;
   switch (a.kind) {
     case Kind::kUndefined:
-    case Kind::kNone: return true;
+    case Kind::kNone:
+      return true;
     case Kind::kString:
       return a.text->size() == b.text->size() && rt.budget.Bytes(a.text->size()) &&
              a.text->view == b.text->view;
-    case Kind::kSeq: return EqualSeqs(rt, *a.seq, *b.seq, depth + 1);
-    case Kind::kDict: return EqualDicts(rt, *a.dict, *b.dict, depth + 1);
-    case Kind::kNamespace: return a.dict == b.dict;
-    case Kind::kFunction: return a.function == b.function;
+    case Kind::kSeq:
+      return EqualSeqs(rt, *a.seq, *b.seq, depth + 1);
+    case Kind::kDict:
+      return EqualDicts(rt, *a.dict, *b.dict, depth + 1);
+    case Kind::kNamespace:
+      return a.dict == b.dict;
+    case Kind::kFunction:
+      return a.function == b.function;
     case Kind::kMethod:
       return a.method->name == b.method->name &&
              EqualAt(rt, a.method->self, b.method->self, depth + 1);
-    default: return a.loop == b.loop;  // or the closures: the same pointer
+    default:
+      return a.loop == b.loop;  // or the closures: the same pointer
   }
 }
 
@@ -85,8 +91,7 @@ Result<bool> LessAt(Runtime& rt, const Value& a, const Value& b, int depth) {
     for (const Value* v : {&a, &b}) {
       if (v->IsUndefined()) return UndefinedError(*v);
     }
-    return Status::Invalid(
-        fmt::format("{} and {} have no order", KindName(a), KindName(b)));
+    return Status::Invalid(fmt::format("{} and {} have no order", KindName(a), KindName(b)));
   }
   const size_t n = std::min(a.seq->items.size(), b.seq->items.size());
   for (size_t i = 0; i < n; ++i) {
@@ -103,20 +108,32 @@ Result<bool> LessAt(Runtime& rt, const Value& a, const Value& b, int depth) {
 bool Truth(const Value& v) {
   switch (v.kind) {
     case Kind::kUndefined:
-    case Kind::kNone: return false;
-    case Kind::kBool: return v.boolean;
-    case Kind::kInt: return v.integer != 0;
-    case Kind::kFloat: return v.real != 0;
-    case Kind::kString: return v.text->size() > 0;
-    case Kind::kSeq: return v.seq->kind == SeqKind::kGenerator || !v.seq->items.empty();
-    case Kind::kDict: return !v.dict->items.empty();
-    default: return true;
+    case Kind::kNone:
+      return false;
+    case Kind::kBool:
+      return v.boolean;
+    case Kind::kInt:
+      return v.integer != 0;
+    case Kind::kFloat:
+      return v.real != 0;
+    case Kind::kString:
+      return v.text->size() > 0;
+    case Kind::kSeq:
+      return v.seq->kind == SeqKind::kGenerator || !v.seq->items.empty();
+    case Kind::kDict:
+      return !v.dict->items.empty();
+    default:
+      return true;
   }
 }
 
-bool Equal(Runtime& rt, const Value& a, const Value& b) { return EqualAt(rt, a, b, 0); }
+bool Equal(Runtime& rt, const Value& a, const Value& b) {
+  return EqualAt(rt, a, b, 0);
+}
 
-Result<bool> Less(Runtime& rt, const Value& a, const Value& b) { return LessAt(rt, a, b, 0); }
+Result<bool> Less(Runtime& rt, const Value& a, const Value& b) {
+  return LessAt(rt, a, b, 0);
+}
 
 Result<bool> Compare(Runtime& rt, std::string_view op, const Value& a, const Value& b) {
   if (op == "==") return Equal(rt, a, b);
@@ -137,8 +154,8 @@ Result<bool> Contains(Runtime& rt, const Value& container, const Value& item) {
   if (container.IsUndefined()) return false;
   if (container.IsString()) {
     if (!item.IsString()) {
-      return Status::Invalid(fmt::format("'in' wants a string to look for, found {}",
-                                         KindName(item)));
+      return Status::Invalid(
+          fmt::format("'in' wants a string to look for, found {}", KindName(item)));
     }
     rt.budget.Bytes(container.text->size());
     return Find(container.text->view, item.text->view) != std::string_view::npos;
@@ -161,9 +178,8 @@ bool Hashable(const Value& key) {
     return key.seq->kind == SeqKind::kRange || key.seq->kind == SeqKind::kGenerator;
   }
   // A tuple as a key is rare, a tuple of tuples rarer: those are refused with the lists.
-  return std::none_of(key.seq->items.begin(), key.seq->items.end(), [](const Value& v) {
-    return v.kind == Kind::kDict || v.kind == Kind::kSeq;
-  });
+  return std::none_of(key.seq->items.begin(), key.seq->items.end(),
+                      [](const Value& v) { return v.kind == Kind::kDict || v.kind == Kind::kSeq; });
 }
 
 const Value* FindKey(Runtime& rt, const Dict& dict, const Value& key) {
@@ -267,7 +283,8 @@ Result<Value> GetSlice(Runtime& rt, const Value& v, const Value& start_value,
 Result<std::vector<Value>> Iterate(Runtime& rt, const Value& v) {
   std::vector<Value> items;
   switch (v.kind) {
-    case Kind::kUndefined: return items;
+    case Kind::kUndefined:
+      return items;
     case Kind::kSeq:
       rt.budget.Items(v.seq->items.size());
       if (rt.budget.spent() || v.seq->consumed) return items;
@@ -280,8 +297,7 @@ Result<std::vector<Value>> Iterate(Runtime& rt, const Value& v) {
     case Kind::kString: {
       const std::string_view s = v.text->view;
       if (CountCodePoints(s) > static_cast<size_t>(kMaxItems)) {
-        return Status::TooLarge(
-            fmt::format("a walk over more than {} characters", kMaxItems));
+        return Status::TooLarge(fmt::format("a walk over more than {} characters", kMaxItems));
       }
       for (size_t at = 0; at < s.size() && !rt.budget.spent();) {
         const size_t n = OffsetOf(s.substr(at), 1);
@@ -291,19 +307,24 @@ Result<std::vector<Value>> Iterate(Runtime& rt, const Value& v) {
       }
       return items;
     }
-    default: return Status::Invalid(fmt::format("{} cannot be walked over", KindName(v)));
+    default:
+      return Status::Invalid(fmt::format("{} cannot be walked over", KindName(v)));
   }
 }
 
 Result<int64_t> Length(const Value& v) {
   switch (v.kind) {
-    case Kind::kUndefined: return 0;
-    case Kind::kString: return static_cast<int64_t>(CountCodePoints(v.text->view));
-    case Kind::kDict: return static_cast<int64_t>(v.dict->items.size());
+    case Kind::kUndefined:
+      return 0;
+    case Kind::kString:
+      return static_cast<int64_t>(CountCodePoints(v.text->view));
+    case Kind::kDict:
+      return static_cast<int64_t>(v.dict->items.size());
     case Kind::kSeq:
       if (v.seq->kind != SeqKind::kGenerator) return static_cast<int64_t>(v.seq->items.size());
       [[fallthrough]];
-    default: return Status::Invalid(fmt::format("{} has no length", KindName(v)));
+    default:
+      return Status::Invalid(fmt::format("{} has no length", KindName(v)));
   }
 }
 

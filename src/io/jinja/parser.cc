@@ -34,7 +34,7 @@ class Parser {
       switch (token.kind) {
         case TokenKind::kData:
           body.push_back(std::make_unique<Stmt>(StmtKind::kData, token.line));
-          Borrow(body.back()->text.owned = token.text, true, body.back()->text);
+          Own(token.text, true, body.back()->text);
           in_.Skip();
           break;
         case TokenKind::kPrintBegin: {
@@ -186,7 +186,7 @@ class Parser {
     stmt->macro = std::make_unique<Macro>();
     std::string name;
     MM01_RETURN_IF_ERROR(in_.TakeName("the name of a macro", name));
-    Borrow(stmt->macro->name.owned = std::move(name), true, stmt->macro->name);
+    Own(std::move(name), true, stmt->macro->name);
     MM01_ASSIGN_OR_RETURN(stmt->macro->parameters, in_.Parameters());
     MM01_ASSIGN_OR_RETURN(stmt->macro->body, ClosedBodyUntil("endmacro"));
     return stmt;

@@ -15,6 +15,10 @@ namespace {
 // rfind compares at every byte, so what it looks for must be short.
 constexpr size_t kMaxRightSeparator = 64;
 
+// Units of budget for a byte: to look at letters costs more than to copy them.
+constexpr size_t kLookCost = 4;
+constexpr size_t kCaseCost = 8;
+
 // Byte offset of the code point that ends at `end` > 0.
 size_t Before(std::string_view s, size_t end) {
   do {
@@ -64,8 +68,7 @@ class Walker {
   std::vector<Run>::const_iterator run_;
 };
 
-void AppendLowerAt(std::string_view s, size_t pos, size_t length, uint32_t c,
-                   std::string& out) {
+void AppendLowerAt(std::string_view s, size_t pos, size_t length, uint32_t c, std::string& out) {
   constexpr uint32_t kCapitalSigma = 0x3a3;
   if (c != kCapitalSigma) return AppendLower(c, out);
   out += IsFinalSigma(s, pos, length) ? "\u03c2" : "\u03c3";
@@ -126,7 +129,7 @@ Value Strip(Runtime& rt, const Text& s, const Text* chars, bool left, bool right
   size_t begin = 0, end = s.size(), n;
   std::string scratch;
   const auto strips = [&](uint32_t c) {
-    return (!chars || rt.budget.Bytes(chars->size())) && InSet(c, chars, scratch);
+    return rt.budget.Bytes(kLookCost + (chars ? chars->size() : 0)) && InSet(c, chars, scratch);
   };
   while (left && begin < end && strips(DecodeUtf8(s.view, begin, &n))) begin += n;
   while (right && end > begin) {
@@ -139,11 +142,16 @@ Value Strip(Runtime& rt, const Text& s, const Text* chars, bool left, bool right
 
 Result<Value> ChangeCase(Runtime& rt, const Text& s, Case to) {
   TextBuilder builder(rt.budget);
-  std::string mapped;
-  bool in_word = false;
-  for (Walker w(s); !w.Done() && !builder.full(); w.Advance()) {
+  rt.budget.Bytes(kCaseCost * s.size());
+  std::string mapped;  // what is not in `builder` yet, all of the trust of the letter before
+  bool in_word = false, trusted = true;
+  for (Walker w(s); !w.Done() && !rt.budget.spent(); w.Advance()) {
     const uint32_t c = w.Load();
-    mapped.clear();
+    if (w.trusted() != trusted) {
+      builder.Append(mapped, trusted);
+      mapped.clear();
+      trusted = w.trusted();
+    }
     if (to == Case::kUpper) {
       AppendUpper(c, mapped);
     } else if (to == Case::kLower || in_word) {
@@ -151,13 +159,14 @@ Result<Value> ChangeCase(Runtime& rt, const Text& s, Case to) {
     } else {
       AppendTitle(c, mapped);
     }
-    in_word = to == Case::kCapitalize || IsCased(c);
-    builder.Append(mapped, w.trusted());
+    in_word = to == Case::kCapitalize || (to == Case::kTitle && IsCased(c));
   }
+  builder.Append(mapped, trusted);
   return rt.Built(std::move(builder));
 }
 
 Result<Value> TitleWords(Runtime& rt, const Text& s) {
+  rt.budget.Bytes(kCaseCost * s.size());
   // Each word is lower-cased alone, so a final sigma ends at the word and not at the text.
   TextBuilder builder(rt.budget);
   std::string mapped;
@@ -179,16 +188,15 @@ Result<Value> TitleWords(Runtime& rt, const Text& s) {
         if (is_border(DecodeUtf8(s.view, word_end, &n))) break;
       }
     } else {
-      AppendLowerAt(s.view.substr(word_tail, word_end - word_tail), w.pos - word_tail,
-                    w.length, c, mapped);
+      AppendLowerAt(s.view.substr(word_tail, word_end - word_tail), w.pos - word_tail, w.length, c,
+                    mapped);
     }
     builder.Append(mapped, w.trusted());
   }
   return rt.Built(std::move(builder));
 }
 
-Result<Value> Replace(Runtime& rt, const Text& s, const Text& from, const Text& to,
-                      int64_t count) {
+Result<Value> Replace(Runtime& rt, const Text& s, const Text& from, const Text& to, int64_t count) {
   TextBuilder builder(rt.budget);
   rt.budget.Bytes(s.size());
   size_t at = 0;
@@ -218,20 +226,19 @@ Result<Value> Replace(Runtime& rt, const Text& s, const Text& from, const Text& 
 
 Result<Value> Split(Runtime& rt, const Text& s, const Text* separator, int64_t max_splits,
                     bool from_right) {
-  rt.budget.Bytes(s.size());
+  rt.budget.Bytes(kLookCost * s.size());
   if (!separator) return SplitAtSpace(rt, s, max_splits, from_right);
   if (separator->size() == 0) return Status::Invalid("a split at an empty separator");
   std::vector<Value> pieces;
   if (from_right) {
     if (separator->size() > kMaxRightSeparator) {
-      return Status::Unsupported(fmt::format("rsplit at more than {} bytes is not supported",
-                                             kMaxRightSeparator));
+      return Status::Unsupported(
+          fmt::format("rsplit at more than {} bytes is not supported", kMaxRightSeparator));
     }
     size_t end = s.size();
     while (max_splits-- != 0 && end >= separator->size()) {
       const size_t hit = s.view.substr(0, end).rfind(separator->view);
-      rt.budget.Bytes((end - (hit == std::string_view::npos ? 0 : hit)) *
-                      separator->size());
+      rt.budget.Bytes((end - (hit == std::string_view::npos ? 0 : hit)) * separator->size());
       if (hit == std::string_view::npos || rt.budget.spent()) break;
       pieces.push_back(rt.Slice(s, hit + separator->size(), end));
       end = hit;
@@ -254,6 +261,7 @@ Result<Value> Split(Runtime& rt, const Text& s, const Text* separator, int64_t m
 }
 
 std::vector<Value> SplitLines(Runtime& rt, const Text& s, bool keep_ends) {
+  rt.budget.Bytes(kLookCost * s.size());
   std::vector<Value> lines;
   size_t begin = 0, n;
   for (size_t at = 0; at < s.size() && !rt.budget.spent();) {

@@ -25,7 +25,9 @@ const std::map<std::string_view, bool (*)(const Value&)>& KindTests() {
       {"mapping", [](const Value& v) { return v.kind == Kind::kDict; }},
       {"sequence", IsSequence},
       {"iterable",
-       [](const Value& v) { return IsSequence(v) || v.kind == Kind::kSeq || v.kind == Kind::kLoop; }},
+       [](const Value& v) {
+         return IsSequence(v) || v.kind == Kind::kSeq || v.kind == Kind::kLoop;
+       }},
       {"number", [](const Value& v) { return v.IsNumber(); }},
       {"integer", [](const Value& v) { return v.kind == Kind::kInt; }},
       {"float", [](const Value& v) { return v.kind == Kind::kFloat; }},
@@ -40,9 +42,9 @@ const std::map<std::string_view, bool (*)(const Value&)>& KindTests() {
 // Tests that compare with their argument, as operators.
 const std::map<std::string_view, std::string_view>& Comparisons() {
   static const std::map<std::string_view, std::string_view> ops = {
-      {"eq", "=="}, {"equalto", "=="}, {"ne", "!="},       {"lt", "<"},
-      {"==", "=="}, {"!=", "!="},      {"<", "<"},         {"<=", "<="},
-      {">", ">"},   {">=", ">="},      {"lessthan", "<"},  {"le", "<="},
+      {"eq", "=="}, {"equalto", "=="}, {"ne", "!="},         {"lt", "<"},
+      {"==", "=="}, {"!=", "!="},      {"<", "<"},           {"<=", "<="},
+      {">", ">"},   {">=", ">="},      {"lessthan", "<"},    {"le", "<="},
       {"gt", ">"},  {"ge", ">="},      {"greaterthan", ">"}, {"in", "in"},
   };
   return ops;

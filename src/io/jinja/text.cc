@@ -5,6 +5,12 @@
 #include <algorithm>
 
 namespace mm01::jinja {
+namespace {
+
+// What a call costs besides its bytes: texts that grow letter by letter pay for each letter.
+constexpr size_t kBytesPerCall = 16;
+
+}  // namespace
 
 bool Text::AllTrusted() const {
   return std::all_of(runs.begin(), runs.end(), [](const Run& r) { return r.trusted; });
@@ -15,9 +21,15 @@ void Borrow(std::string_view bytes, bool trusted, Text& text) {
   if (!bytes.empty()) text.runs = {{bytes.size(), trusted}};
 }
 
+void Own(std::string bytes, bool trusted, Text& text) {
+  text.owned = std::move(bytes);
+  Borrow(text.owned, trusted, text);
+}
+
 void TextBuilder::Append(std::string_view bytes, bool trusted) {
   if (bytes.empty() || full_) return;
-  if (bytes.size() > kMaxTextBytes - bytes_.size() || !budget_->Bytes(bytes.size())) {
+  if (bytes.size() > kMaxTextBytes - bytes_.size() ||
+      !budget_->Bytes(bytes.size() + kBytesPerCall)) {
     full_ = true;
     return;
   }

@@ -30,13 +30,14 @@ struct Text {
   bool AllTrusted() const;
 
   std::string owned;
-  std::string_view view;   // into `owned`, or borrowed from what outlives the rendering
-  std::vector<Run> runs;   // ascending ends, the last one is size(); neighbours differ
-  bool markup = false;     // went through the filter `safe`: `+` escapes what it meets
+  std::string_view view;  // into `owned`, or borrowed from what outlives the rendering
+  std::vector<Run> runs;  // ascending ends, the last one is size(); neighbours differ
+  bool markup = false;    // went through the filter `safe`: `+` escapes what it meets
 };
 
-// Fills an empty `text` with `bytes`, which must outlive it, as one run.
+// Fills an empty `text` with `bytes`, as one run. Borrowed bytes must outlive it.
 void Borrow(std::string_view bytes, bool trusted, Text& text);
+void Own(std::string bytes, bool trusted, Text& text);
 
 class TextBuilder {
  public:

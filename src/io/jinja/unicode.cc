@@ -45,9 +45,9 @@ void AppendMapped(const Mapping (&mappings)[kSize], uint32_t c, std::string& out
 }  // namespace
 
 bool IsSpace(uint32_t c) {
-  return (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
-         c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 ||
-         c == 0x202f || c == 0x205f || c == 0x3000;
+  return (c >= 9 && c <= 13) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 || c == 0x1680 ||
+         (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f ||
+         c == 0x3000;
 }
 
 bool IsLineBreak(uint32_t c) {
@@ -55,15 +55,29 @@ bool IsLineBreak(uint32_t c) {
          c == 0x2029;
 }
 
-bool IsPrintable(uint32_t c) { return !In(tables::kUnprintable, c); }
-bool IsCased(uint32_t c) { return In(tables::kCased, c); }
-bool IsCaseIgnorable(uint32_t c) { return In(tables::kCaseIgnorable, c); }
+bool IsPrintable(uint32_t c) {
+  return !In(tables::kUnprintable, c);
+}
+bool IsCased(uint32_t c) {
+  return In(tables::kCased, c);
+}
+bool IsCaseIgnorable(uint32_t c) {
+  return In(tables::kCaseIgnorable, c);
+}
 
 void AppendUpper(uint32_t c, std::string& out) {
+  if (c < 0x80) {
+    out += static_cast<char>(c >= 'a' && c <= 'z' ? c - 32 : c);
+    return;
+  }
   if (!AppendSpecial(tables::kUpperSpecial, c, out)) AppendMapped(tables::kUpper, c, out);
 }
 
 void AppendLower(uint32_t c, std::string& out) {
+  if (c < 0x80) {
+    out += static_cast<char>(c >= 'A' && c <= 'Z' ? c + 32 : c);
+    return;
+  }
   if (!AppendSpecial(tables::kLowerSpecial, c, out)) AppendMapped(tables::kLower, c, out);
 }
 

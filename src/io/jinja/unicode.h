@@ -7,9 +7,9 @@
 
 namespace mm01::jinja {
 
-bool IsSpace(uint32_t c);         // str.isspace, and \s of the module re
-bool IsLineBreak(uint32_t c);     // where str.splitlines cuts
-bool IsPrintable(uint32_t c);     // what repr leaves alone
+bool IsSpace(uint32_t c);      // str.isspace, and \s of the module re
+bool IsLineBreak(uint32_t c);  // where str.splitlines cuts
+bool IsPrintable(uint32_t c);  // what repr leaves alone
 bool IsCased(uint32_t c);
 bool IsCaseIgnorable(uint32_t c);
 

@@ -70,8 +70,7 @@ Value Runtime::Borrowed(std::string_view bytes, bool trusted) {
 Value Runtime::Copied(std::string bytes, bool trusted) {
   budget.Bytes(bytes.size());
   Text& text = texts.emplace_back();
-  text.owned = std::move(bytes);
-  Borrow(text.owned, trusted, text);
+  Own(std::move(bytes), trusted, text);
   return Value::String(&text);
 }
 
@@ -109,8 +108,7 @@ Value Runtime::NewMethod(const Value& self, std::string_view name) {
 
 Result<Value> Runtime::FromJson(const Json& json, const std::string& where, int depth) {
   if (depth > kMaxNesting) {
-    return Status::TooLarge(
-        fmt::format("{}: nested deeper than {} levels", where, kMaxNesting));
+    return Status::TooLarge(fmt::format("{}: nested deeper than {} levels", where, kMaxNesting));
   }
   switch (json.type()) {
     case Json::value_t::boolean:
@@ -127,7 +125,8 @@ Result<Value> Runtime::FromJson(const Json& json, const std::string& where, int 
       return Value::Float(json.get<double>(), false);
     case Json::value_t::string: {
       const std::string& s = json.get_ref<const std::string&>();
-      if (ValidUtf8Prefix(s) != s.size()) return Status::Invalid(where + ": a string is not valid UTF-8");
+      if (ValidUtf8Prefix(s) != s.size())
+        return Status::Invalid(where + ": a string is not valid UTF-8");
       return Borrowed(s, false);
     }
     case Json::value_t::array: {
@@ -143,7 +142,8 @@ Result<Value> Runtime::FromJson(const Json& json, const std::string& where, int 
       Dict* dict = NewDict();
       budget.Items(json.size());
       for (const auto& [key, item] : json.get_ref<const Json::object_t&>()) {
-        if (ValidUtf8Prefix(key) != key.size()) return Status::Invalid(where + ": a key is not valid UTF-8");
+        if (ValidUtf8Prefix(key) != key.size())
+          return Status::Invalid(where + ": a key is not valid UTF-8");
         MM01_ASSIGN_OR_RETURN(Value v, FromJson(item, where, depth + 1));
         dict->items.emplace_back(Borrowed(key, false), v);
       }
@@ -156,26 +156,44 @@ Result<Value> Runtime::FromJson(const Json& json, const std::string& where, int 
 
 std::string_view KindName(const Value& v) {
   switch (v.kind) {
-    case Kind::kUndefined: return "an undefined value";
-    case Kind::kNone: return "none";
-    case Kind::kBool: return "a bool";
-    case Kind::kInt: return "an int";
-    case Kind::kFloat: return "a float";
-    case Kind::kString: return v.text->markup ? "a string marked safe" : "a string";
-    case Kind::kDict: return "a dict";
-    case Kind::kNamespace: return "a namespace";
-    case Kind::kLoop: return "the loop variable";
-    case Kind::kMacro: return "a macro";
-    case Kind::kMethod: return "a method";
-    case Kind::kFunction: return "a function";
-    case Kind::kSeq: break;
+    case Kind::kUndefined:
+      return "an undefined value";
+    case Kind::kNone:
+      return "none";
+    case Kind::kBool:
+      return "a bool";
+    case Kind::kInt:
+      return "an int";
+    case Kind::kFloat:
+      return "a float";
+    case Kind::kString:
+      return v.text->markup ? "a string marked safe" : "a string";
+    case Kind::kDict:
+      return "a dict";
+    case Kind::kNamespace:
+      return "a namespace";
+    case Kind::kLoop:
+      return "the loop variable";
+    case Kind::kMacro:
+      return "a macro";
+    case Kind::kMethod:
+      return "a method";
+    case Kind::kFunction:
+      return "a function";
+    case Kind::kSeq:
+      break;
   }
   switch (v.seq->kind) {
-    case SeqKind::kList: return "a list";
-    case SeqKind::kTuple: return "a tuple";
-    case SeqKind::kRange: return "a range";
-    case SeqKind::kGenerator: return "a generator";
-    default: return "a view of a dict";
+    case SeqKind::kList:
+      return "a list";
+    case SeqKind::kTuple:
+      return "a tuple";
+    case SeqKind::kRange:
+      return "a range";
+    case SeqKind::kGenerator:
+      return "a generator";
+    default:
+      return "a view of a dict";
   }
 }
 

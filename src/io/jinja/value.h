@@ -114,7 +114,8 @@ struct Runtime {
   Value NewMethod(const Value& self, std::string_view name);
   Dict* NewDict() { return &dicts.emplace_back(); }
 
-  // A value of the request: every text and number in it is untrusted. Borrows the strings of `json`.
+  // A value of the request: every text and number in it is untrusted. Borrows the strings of
+  // `json`.
   Result<Value> FromJson(const Json& json, const std::string& where, int depth = 0);
 
   Budget budget;

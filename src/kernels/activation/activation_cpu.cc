@@ -87,7 +87,9 @@ HWY_EXPORT(SiluTarget);
 HWY_EXPORT(SwiGluTarget);
 HWY_EXPORT(BlendSharedTarget);
 
-void Silu(Queue& queue, const Tensor& x) { HWY_DYNAMIC_DISPATCH(SiluTarget)(queue, x); }
+void Silu(Queue& queue, const Tensor& x) {
+  HWY_DYNAMIC_DISPATCH(SiluTarget)(queue, x);
+}
 
 void SwiGlu(Queue& queue, const Tensor& gate, const Tensor& up) {
   HWY_DYNAMIC_DISPATCH(SwiGluTarget)(queue, gate, up);

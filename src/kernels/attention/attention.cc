@@ -1,7 +1,7 @@
 #include "kernels/attention/attention.h"
 
-#include <cmath>
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "base/check.h"
@@ -22,10 +22,12 @@ template <typename T>
 void Store(Queue& queue, const KvStoreArgs& a) {
   const auto k = a.k.As<const float, 3>(), v = a.v.As<const float, 3>();
   const auto cu = a.cu_seqlens.As<const int64_t, 1>();
-  const auto position = a.position.As<const int64_t, 1>(), start = a.kv_start.As<const int64_t, 1>();
+  const auto position = a.position.As<const int64_t, 1>(),
+             start = a.kv_start.As<const int64_t, 1>();
   const auto table = a.block_table.As<const int32_t, 2>();
   const auto k_pool = a.kv.k.As<T, 3>(), v_pool = a.kv.v.As<T, 3>();
-  const auto k_scale = a.kv.k_scale.As<const float, 2>(), v_scale = a.kv.v_scale.As<const float, 2>();
+  const auto k_scale = a.kv.k_scale.As<const float, 2>(),
+             v_scale = a.kv.v_scale.As<const float, 2>();
   const int64_t kv_heads = k.dim(1), dim = k.dim(2);
   Check(v.shape == k.shape && k_pool.dim(1) == kv_heads && k_pool.dim(2) == dim * kKvPage,
         "KvStore: rows and pages disagree");

@@ -1,6 +1,6 @@
-// Schedule: one item a (sequence, kv head, tile of queries), the query heads of the group side by side
-// as rows of one matrix. A short batch over a long cache is cut by splits of the keys as well, their
-// partial results held and merged in the order in which one item would have merged them.
+// Schedule: one item a (sequence, kv head, tile of queries), the query heads of the group side by
+// side as rows of one matrix. A short batch over a long cache is cut by splits of the keys as well,
+// their partial results held and merged in the order in which one item would have merged them.
 #include "kernels/simd.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -24,9 +24,9 @@ namespace mm01 {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr int64_t kTile = 256;         // keys folded at once
-constexpr int64_t kSplit = 4096;       // keys of one partial result
-constexpr int64_t kRows = 48;          // query rows of an item, all heads of the group counted
+constexpr int64_t kTile = 256;    // keys folded at once
+constexpr int64_t kSplit = 4096;  // keys of one partial result
+constexpr int64_t kRows = 48;     // query rows of an item, all heads of the group counted
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // What some keys give: out = acc / sum, lse = max + log(sum). sum is 0 where nothing was visible.
@@ -47,24 +47,25 @@ struct Partial {
 // Working memory of one thread.
 struct Room {
   float* q;       // packed
-  float* scores;  // [rows, kTile]
+  float* scores;  // [rows, kTile], or [rows, dim] while queries are packed
   float* packed;  // probabilities
   float* page;    // [B, dim], a page decoded
 
   static int64_t Floats(int64_t rows, int64_t dim) {
-    return PackedFloats(rows, dim) + rows * kTile + PackedFloats(rows, kKvPage) + kKvPage * dim;
+    return PackedFloats(rows, dim) + rows * std::max(kTile, dim) + PackedFloats(rows, kKvPage) +
+           kKvPage * dim;
   }
   Room(float* memory, int64_t rows, int64_t dim)
       : q(memory),
         scores(q + PackedFloats(rows, dim)),
-        packed(scores + rows * kTile),
+        packed(scores + rows * std::max(kTile, dim)),
         page(packed + PackedFloats(rows, kKvPage)) {}
 };
 
 // The queries of one item: rows = queries * group, row = query * group + head.
 struct Item {
   int64_t seq, kv_head;
-  int64_t row;       // of T, the first query
+  int64_t row;  // of T, the first query
   int64_t queries;
   int64_t position;  // of the first query, counted from kv_start; may be negative
   int64_t split;     // or -1 for all of them
@@ -91,12 +92,12 @@ void DecodePage(const bf16* in, int64_t n, float* out) {
   for (int64_t i = 0; i < n; i += kLanes) hn::StoreU(LoadAsF32(in + i), F32(), out + i);
 }
 
-// c = or += a * page, where the page is laid out with the given steps. A page that several strips of
-// rows share is decoded once.
+// c = or += a * page, where the page is laid out with the given steps. A page that several strips
+// of rows share is decoded once.
 template <typename T>
 void MultiplyPage(int64_t rows, int64_t n, int64_t num_k, const float* packed, const T* page,
-                  int64_t step, int64_t panel, int64_t page_elements, float* c, int64_t ldc, bool add,
-                  const Room& room) {
+                  int64_t step, int64_t panel, int64_t page_elements, float* c, int64_t ldc,
+                  bool add, const Room& room) {
   if constexpr (std::is_same_v<T, bf16>) {
     if (rows > kTileRows) {
       DecodePage(page, page_elements, room.page);
@@ -115,8 +116,9 @@ HWY_INLINE void ScaleRow(float* x, int64_t n, float factor) {
   for (int64_t i = 0; i < n; i += kLanes) hn::StoreU(hn::Mul(hn::LoadU(d, x + i), f), d, x + i);
 }
 
-// Turns scores[0 .. seen-1] into exp(score - max) in place, with the rest of the tile zero, and folds
-// them into (max, sum). Returns the factor that older sums and outputs are to be multiplied by.
+// Turns scores[0 .. seen-1] into exp(score - max) in place, with the rest of the tile zero, and
+// folds them into (max, sum). Returns the factor that older sums and outputs are to be multiplied
+// by.
 float SoftmaxRow(float* scores, int64_t seen, float& max, float& sum) {
   const F32 d;
   std::fill(scores + seen, scores + kTile, kNothing);
@@ -225,11 +227,6 @@ void PackQueries(const Problem& p, const Item& item, const Room& room) {
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(p.dim)));
   const int64_t rows = item.queries * p.group;
   float* scaled = room.scores;  // free until the first tile
-  std::vector<float> wide;
-  if (p.dim > kTile) {
-    wide.resize(static_cast<size_t>(rows * p.dim));
-    scaled = wide.data();
-  }
   for (int64_t r = 0; r < rows; ++r) {
     const float* q = &p.q(item.row + r / p.group, item.kv_head * p.group + r % p.group, 0);
     for (int64_t i = 0; i < p.dim; ++i) scaled[r * p.dim + i] = q[i] * scale;
@@ -277,18 +274,19 @@ void AttentionTarget(Queue& queue, const AttentionArgs& a) {
   const auto position = a.position.As<const int64_t, 1>();
   const auto start = a.kv_start.As<const int64_t, 1>();
   const int64_t num_seqs = position.dim(0);
-  Check(cu.dim(0) == num_seqs + 1 && cu(num_seqs) == p.q.dim(0), "Attention: cu_seqlens and T disagree");
+  Check(cu.dim(0) == num_seqs + 1 && cu(num_seqs) == p.q.dim(0),
+        "Attention: cu_seqlens and T disagree");
 
   const int64_t tile = std::max<int64_t>(1, kRows / p.group);
-  const int64_t rows = tile * p.group;
   std::vector<Item> items;
-  int64_t num_splits = 1;
+  int64_t num_splits = 1, rows = p.group;  // rows of the largest item
   for (int64_t n = 0; n < num_seqs; ++n) {
     for (int64_t at = cu(n); at < cu(n + 1); at += tile) {
       for (int64_t g = 0; g < p.kv_heads; ++g) {
-        items.push_back({n, g, at, std::min(tile, cu(n + 1) - at), position(n) - start(n) + at - cu(n),
-                         -1});
+        items.push_back(
+            {n, g, at, std::min(tile, cu(n + 1) - at), position(n) - start(n) + at - cu(n), -1});
         num_splits = std::max(num_splits, (p.Visible(items.back()) + kSplit - 1) / kSplit);
+        rows = std::max(rows, items.back().queries * p.group);
       }
     }
   }

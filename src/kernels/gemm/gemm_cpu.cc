@@ -19,10 +19,10 @@ namespace mm01 {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr int64_t kBlockK = 256;     // a sum's chain; 256 x 32 floats fill the first-level cache
+constexpr int64_t kBlockK = 256;  // a sum's chain; 256 x 32 floats fill the first-level cache
 // Up to here decoding w for each strip costs less than packing; one strip on every target.
 constexpr int64_t kStreamRows = kTileRows < 4 ? kTileRows : 4;
-constexpr int64_t kTileM = 192;      // rows that share a decoded block: 192 x 256 floats in L2
+constexpr int64_t kTileM = 192;  // rows that share a decoded block: 192 x 256 floats in L2
 constexpr int64_t kTileN = 256;
 
 struct Problem {
@@ -50,11 +50,15 @@ Panels<T> PanelsAt(const Weight& w, int64_t panel, int64_t k) {
               .step = kPanel,
               .panel = w.k() * kPanel};
   if constexpr (std::is_same_v<T, int8_t>) {
-    b.group = w.type().group;
+    b.scales = w.scales() + (panel * w.num_groups() + k / w.type().group) * kPanel;
     b.scale_panel = w.num_groups() * kPanel;
-    b.scales = w.scales() + (panel * w.num_groups() + k / b.group) * kPanel;
   }
   return b;
+}
+
+// How much of k one chain of additions covers: scales are applied between groups.
+int64_t ChainLength(const Weight& w) {
+  return w.type().group ? w.type().group : kBlockK;
 }
 
 int64_t Columns(const Item& item) {
@@ -68,34 +72,34 @@ void Stream(const Item& item) {
   const float* a = rows == 1 ? p.x : p.packed;
   // Four panels at a time hide the latency of the multiply-adds; all of k for one set of panels
   // before the next keeps memory moving forward.
-  constexpr int64_t kStep = 4;
+  constexpr int64_t kStep = kStreamPanels;
   for (int64_t done = 0; done < item.panels; done += kStep) {
     const Item part{item.problem, 0, p.m, item.panel + done, std::min(kStep, item.panels - done)};
     float* c = p.out + part.panel * kPanel;
-    for (int64_t k = 0; k < p.w->k(); k += kBlockK) {
-      TileStrip<kStreamRows, 4>(rows, Columns(part), std::min(kBlockK, p.w->k() - k),
-                                StripAt(a, rows, k), 0, PanelsAt<T>(*p.w, part.panel, k), c, p.ldo,
-                                k > 0);
+    const int64_t chain = ChainLength(*p.w);
+    for (int64_t k = 0; k < p.w->k(); k += chain) {
+      TileStrip<kStreamRows, kStreamPanels>(rows, Columns(part), std::min(chain, p.w->k() - k),
+                                            StripAt(a, rows, k), 0,
+                                            PanelsAt<T>(*p.w, part.panel, k), c, p.ldo, k > 0);
     }
   }
 }
 
-// `num_k` k-rows of kTilePanels panels from `panel` on, as float32.
+// `num_k` k-rows of up to kTilePanels panels from `panel` on as float32, scales left for later.
 template <typename T>
-void Decode(const Weight& w, int64_t panel, int64_t panels, int64_t k, int64_t num_k, float* out) {
-  const F32 d;
+Panels<float> Decode(const Weight& w, int64_t panel, int64_t panels, int64_t k, int64_t num_k,
+                     float* out) {
+  const Panels<T> b = PanelsAt<T>(w, panel, k);
   for (int64_t p = 0; p < panels; ++p) {
-    const Panels<T> b = PanelsAt<T>(w, panel + p, k);
-    for (int64_t i = 0; i < num_k; ++i) {
-      for (int v = 0; v < kVecs; ++v) {
-        VF x = LoadAsF32(b.data + i * kPanel + v * kLanes);
-        if constexpr (std::is_same_v<T, int8_t>) {
-          x = hn::Mul(x, LoadAsF32(b.scales + i / b.group * kPanel + v * kLanes));
-        }
-        hn::StoreU(x, d, out + (p * kBlockK + i) * kPanel + v * kLanes);
-      }
+    for (int64_t i = 0; i < num_k * kPanel; i += kLanes) {
+      hn::StoreU(LoadAsF32(b.data + p * b.panel + i), F32(), out + p * kBlockK * kPanel + i);
     }
   }
+  return {.data = out,
+          .step = kPanel,
+          .panel = kBlockK * kPanel,
+          .scales = b.scales,
+          .scale_panel = b.scale_panel};
 }
 
 template <typename T>
@@ -103,24 +107,24 @@ void Blocked(const Item& item, float* decoded) {
   const Problem& p = *item.problem;
   const Weight& w = *p.w;
   const int64_t columns = Columns(item);
-  for (int64_t k = 0; k < w.k(); k += kBlockK) {
-    const int64_t num_k = std::min(kBlockK, w.k() - k);
+  const int64_t chain = ChainLength(w);
+  for (int64_t k = 0; k < w.k(); k += chain) {
+    const int64_t num_k = std::min(chain, w.k() - k);
     for (int64_t j = 0; j < item.panels; j += kTilePanels) {
       const int64_t panels = std::min<int64_t>(kTilePanels, item.panels - j);
-      Panels<float> b{.data = decoded, .step = kPanel, .panel = kBlockK * kPanel};
+      Panels<float> b;
       if constexpr (std::is_same_v<T, float>) {
         b = PanelsAt<float>(w, item.panel + j, k);
       } else {
-        Decode<T>(w, item.panel + j, panels, k, num_k, decoded);
+        b = Decode<T>(w, item.panel + j, panels, k, num_k, decoded);
       }
       const int64_t n = std::min(panels * kPanel, columns - j * kPanel);
       for (int64_t i = 0; i < item.rows; i += kTileRows) {
         const int64_t row = item.row + i;
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, item.rows - i));
         const float* strip = p.packed + row / kTileRows * kStripRoom * w.k();
-        TileStrip<kTileRows, kTilePanels>(rows, n, num_k, StripAt(strip, rows, k),
-                                          w.k() * kSubRows, b,
-                                          p.out + row * p.ldo + (item.panel + j) * kPanel, p.ldo,
+        TileStrip<kTileRows, kTilePanels>(rows, n, num_k, StripAt(strip, rows, k), w.k() * kSubRows,
+                                          b, p.out + row * p.ldo + (item.panel + j) * kPanel, p.ldo,
                                           k > 0);
       }
     }
@@ -155,8 +159,8 @@ std::vector<Item> Plan(std::span<const Problem> problems, int threads) {
     }
     for (int64_t row = 0; row < p.m; row += tile_m) {
       for (int64_t panel = 0; panel < panels; panel += tile_n) {
-        items.push_back({&p, row, std::min(tile_m, p.m - row), panel,
-                         std::min(tile_n, panels - panel)});
+        items.push_back(
+            {&p, row, std::min(tile_m, p.m - row), panel, std::min(tile_n, panels - panel)});
       }
     }
   }
@@ -222,10 +226,14 @@ void GemmManyTarget(Queue& queue, std::span<const GemmArgs> args) {
     const Item& item = items[static_cast<size_t>(i)];
     float* mine = decoded + thread * kDecoded;
     switch (item.problem->w->type().dtype) {
-      case DType::kF32: return Compute<float>(item, mine);
-      case DType::kBF16: return Compute<bf16>(item, mine);
-      case DType::kI8: return Compute<int8_t>(item, mine);
-      default: Fail("weights are float32, bf16 or int8");
+      case DType::kF32:
+        return Compute<float>(item, mine);
+      case DType::kBF16:
+        return Compute<bf16>(item, mine);
+      case DType::kI8:
+        return Compute<int8_t>(item, mine);
+      default:
+        Fail("weights are float32, bf16 or int8");
     }
   });
 }
@@ -243,7 +251,9 @@ void GemmMany(Queue& queue, std::span<const GemmArgs> problems) {
   HWY_DYNAMIC_DISPATCH(GemmManyTarget)(queue, problems);
 }
 
-void Gemm(Queue& queue, const GemmArgs& args) { GemmMany(queue, {&args, 1}); }
+void Gemm(Queue& queue, const GemmArgs& args) {
+  GemmMany(queue, {&args, 1});
+}
 
 }  // namespace mm01
 #endif

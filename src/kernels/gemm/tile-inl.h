@@ -2,9 +2,9 @@
 //
 //   c[i, n] = sum over k ascending of a[i, k] b[k, n]
 //
-// One accumulator holds one output, and k runs in order from zero: a row's bits do not depend on how
-// many rows are multiplied with it, on the target's vector width, or on which tile it falls into.
-// Included through hwy/foreach_target.h, so there is no include guard of the usual kind.
+// One accumulator holds one output, and k runs in order from zero: a row's bits do not depend on
+// how many rows are multiplied with it, on the target's vector width, or on which tile it falls
+// into. Included through hwy/foreach_target.h, so there is no include guard of the usual kind.
 #if defined(MM01_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef MM01_TILE_INL_H_
 #undef MM01_TILE_INL_H_
@@ -12,6 +12,7 @@
 #define MM01_TILE_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include <cstdint>
@@ -31,15 +32,25 @@ namespace hn = hwy::HWY_NAMESPACE;
 inline constexpr int kTileRows = kLanes == 16 ? 12 : (kLanes == 8 ? 6 : 3);
 inline constexpr int kTilePanels = kLanes == 16 ? 2 : 1;
 
+// Panels that a product of few rows reads side by side, and how far ahead it asks for them.
+inline constexpr int kStreamPanels = 4;
+inline constexpr int64_t kPrefetchBytes = 1024;
+
 // Where b comes from: panels of 16 columns, `panel` elements apart; k-rows `step` elements apart.
+// With scales, b stands for itself times the scale of its column, one group of k being multiplied
+// at a time.
 template <typename T>
 struct Panels {
   const T* data;
   int64_t step;
   int64_t panel;
-  const bf16* scales = nullptr;  // int8: [panel][group][16], at the group that holds k = 0
-  int64_t scale_panel = 0;
-  int64_t group = 0;
+  const bf16* scales = nullptr;  // of 16 columns
+  int64_t scale_panel = 0;       // between the scales of neighbouring panels
+
+  void NextPanels(int64_t n) {
+    data += n * panel;
+    if (scales) scales += n * scale_panel;
+  }
 };
 
 // Rows of the left matrix are packed four at a time: element (i, k) of a strip stands at
@@ -52,11 +63,10 @@ HWY_INLINE const float* StripAt(const float* strip, int rows, int64_t k) {
   return strip + (rows == 1 ? k : k * kSubRows);
 }
 
-// c[MR, NP * 16] = or += the sum over k.
-template <int MR, int NP, bool kAdd, typename T>
+// c[MR, NP * 16] = or += the sum over k, times the scales where b has them.
+template <int MR, int NP, typename T>
 HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, Panels<T> b,
-                     float* HWY_RESTRICT c, int64_t ldc) {
-  constexpr bool kScaled = std::is_same_v<T, int8_t>;
+                     float* HWY_RESTRICT c, int64_t ldc, bool add) {
   constexpr int kWide = NP * kVecs;
   const F32 d;
   VF sum[MR][kWide];
@@ -65,84 +75,90 @@ HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, Pa
 #pragma GCC unroll 16
     for (int j = 0; j < kWide; ++j) sum[i][j] = hn::Zero(d);
   }
-  const int64_t group = kScaled ? b.group : num_k;
-  for (int64_t k0 = 0; k0 < num_k; k0 += group) {
-    VF scale[kWide];
-    if constexpr (kScaled) {
+  const auto step = [&]() HWY_ATTR {
+    VF column[kWide];
 #pragma GCC unroll 16
-      for (int j = 0; j < kWide; ++j) {
-        scale[j] = LoadAsF32(b.scales + j / kVecs * b.scale_panel + k0 / group * kPanel +
-                             j % kVecs * kLanes);
-      }
+    for (int j = 0; j < kWide; ++j) {
+      column[j] = LoadAsF32(b.data + j / kVecs * b.panel + j % kVecs * kLanes);
     }
-    const int64_t end = k0 + group < num_k ? k0 + group : num_k;
-    for (int64_t k = k0; k < end; ++k) {
-      VF column[kWide];
+    b.data += b.step;
 #pragma GCC unroll 16
-      for (int j = 0; j < kWide; ++j) {
-        column[j] = LoadAsF32(b.data + j / kVecs * b.panel + j % kVecs * kLanes);
-        if constexpr (kScaled) column[j] = hn::Mul(column[j], scale[j]);
-      }
-      b.data += b.step;
+    for (int i = 0; i < MR; ++i) {
+      const VF x = hn::Set(d, a[i / kSubRows * sub + i % kSubRows]);
+#pragma GCC unroll 16
+      for (int j = 0; j < kWide; ++j) sum[i][j] = hn::MulAdd(x, column[j], sum[i][j]);
+    }
+    a += MR == 1 ? 1 : kSubRows;
+  };
+  int64_t k = 0;
+  if constexpr (NP == kStreamPanels) {
+    // Panels come from memory, too many at a time for the processor's own prefetching.
+    constexpr int64_t kUnroll = 64 / (kPanel * static_cast<int64_t>(sizeof(T)));
+    for (; k + kUnroll <= num_k; k += kUnroll) {
+      for (int p = 0; p < NP; ++p)
+        hwy::Prefetch(b.data + p * b.panel + kPrefetchBytes / static_cast<int64_t>(sizeof(T)));
+#pragma GCC unroll 4
+      for (int64_t u = 0; u < kUnroll; ++u) step();
+    }
+  }
+  for (; k < num_k; ++k) step();
+  if (b.scales) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kWide; ++j) {
+      const VF scale = LoadAsF32(b.scales + j / kVecs * b.scale_panel + j % kVecs * kLanes);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
-        const VF x = hn::Set(d, a[i / kSubRows * sub + i % kSubRows]);
-#pragma GCC unroll 16
-        for (int j = 0; j < kWide; ++j) sum[i][j] = hn::MulAdd(x, column[j], sum[i][j]);
+        float* out = c + i * ldc + j * kLanes;
+        const VF old = add ? hn::LoadU(d, out) : hn::Zero(d);
+        hn::StoreU(hn::MulAdd(scale, sum[i][j], old), d, out);
       }
-      a += MR == 1 ? 1 : kSubRows;
     }
+    return;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i) {
 #pragma GCC unroll 16
     for (int j = 0; j < kWide; ++j) {
       float* out = c + i * ldc + j * kLanes;
-      hn::StoreU(kAdd ? hn::Add(hn::LoadU(d, out), sum[i][j]) : sum[i][j], d, out);
+      hn::StoreU(add ? hn::Add(hn::LoadU(d, out), sum[i][j]) : sum[i][j], d, out);
     }
   }
 }
 
 template <typename T>
-using TileFn = void (*)(int64_t, const float*, int64_t, Panels<T>, float*, int64_t);
+using TileFn = void (*)(int64_t, const float*, int64_t, Panels<T>, float*, int64_t, bool);
 
-template <int NP, bool kAdd, typename T, int... MR>
+template <int NP, typename T, int... MR>
 HWY_INLINE TileFn<T> PickTile(int rows, std::integer_sequence<int, MR...>) {
-  static constexpr TileFn<T> kTable[] = {&Tile<MR + 1, NP, kAdd, T>...};
+  static constexpr TileFn<T> kTable[] = {&Tile<MR + 1, NP, T>...};
   return kTable[rows - 1];
 }
 
-// c[rows, n] = or += a b for rows <= MaxRows. Whole panels are computed; what lies beyond n is cut.
+// c[rows, n] = or += a b for rows <= kMaxRows. Whole panels are computed; what lies beyond n is
+// cut.
 template <int kMaxRows, int kPanels, typename T>
 HWY_INLINE void TileStrip(int rows, int64_t n, int64_t num_k, const float* a, int64_t sub,
                           Panels<T> b, float* c, int64_t ldc, bool add) {
   using Rows = std::make_integer_sequence<int, kMaxRows>;
-  const TileFn<T> wide = add ? PickTile<kPanels, true, T>(rows, Rows())
-                             : PickTile<kPanels, false, T>(rows, Rows());
-  const TileFn<T> narrow =
-      add ? PickTile<1, true, T>(rows, Rows()) : PickTile<1, false, T>(rows, Rows());
+  const TileFn<T> wide = PickTile<kPanels, T>(rows, Rows());
+  const TileFn<T> narrow = PickTile<1, T>(rows, Rows());
   int64_t done = 0;
-  const auto next = [&](int64_t panels) {
-    done += panels * kPanel;
-    b.data += panels * b.panel;
-    if (b.scales) b.scales += panels * b.scale_panel;
-  };
-  while (n - done >= kPanels * kPanel) {
-    wide(num_k, a, sub, b, c + done, ldc);
-    next(kPanels);
+  for (; n - done >= kPanels * kPanel; done += kPanels * kPanel) {
+    wide(num_k, a, sub, b, c + done, ldc, add);
+    b.NextPanels(kPanels);
   }
-  while (n - done >= kPanel) {
-    narrow(num_k, a, sub, b, c + done, ldc);
-    next(1);
+  for (; n - done >= kPanel; done += kPanel) {
+    narrow(num_k, a, sub, b, c + done, ldc, add);
+    b.NextPanels(1);
   }
   if (done == n) return;
   float cut[kMaxRows * kPanel];
-  PickTile<1, false, T>(rows, Rows())(num_k, a, sub, b, cut, kPanel);
+  for (int i = 0; add && i < rows; ++i) {
+    for (int64_t j = 0; j < n - done; ++j) cut[i * kPanel + j] = c[i * ldc + done + j];
+  }
+  narrow(num_k, a, sub, b, cut, kPanel, add);
   for (int i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < n - done; ++j) {
-      float& out = c[i * ldc + done + j];
-      out = add ? out + cut[i * kPanel + j] : cut[i * kPanel + j];
-    }
+    for (int64_t j = 0; j < n - done; ++j) c[i * ldc + done + j] = cut[i * kPanel + j];
   }
 }
 
@@ -182,8 +198,8 @@ HWY_INLINE void PackRowsOf(int64_t m, int64_t num_k, const float* x, int64_t ldx
   }
 }
 
-// c[m, n] = or += a b for matrices that stay in cache, a packed by PackRowsOf, sums over all k in one
-// chain.
+// c[m, n] = or += a b for matrices that stay in cache, a packed by PackRowsOf, sums over all k in
+// one chain.
 template <typename T>
 HWY_INLINE void PackedGemm(int64_t m, int64_t n, int64_t num_k, const float* packed,
                            const Panels<T>& b, float* c, int64_t ldc, bool add) {

@@ -1,8 +1,9 @@
 // A weight matrix [N, K] laid out for the CPU's kernels.
 //
 // Rows are taken 16 at a time into a panel in which k varies slowest: element (n, k) stands at
-// [n / 16][k][n % 16], and a panel that N does not fill ends in zeros. So a kernel reads memory in one
-// direction, 16 outputs wide, and adds over k in one order whatever the number of rows it multiplies.
+// [n / 16][k][n % 16], and a panel that N does not fill ends in zeros. So a kernel reads memory in
+// one direction, 16 outputs wide, and adds over k in one order whatever the number of rows it
+// multiplies.
 //
 //   float32, bf16   as they are
 //   int8            x = q * scale, one bf16 scale for `group` neighbours in k (32, 64 or 128). The
@@ -49,8 +50,8 @@ class Weight {
   const void* data() const { return data_.data(); }
   const bf16* scales() const { return scales_.As<bf16>(); }  // [panel][group][16]
 
-  // Stores row n, rounding to bf16 or quantizing as the type asks. Rows may come in any order and from
-  // different threads.
+  // Stores row n, rounding to bf16 or quantizing as the type asks. Rows may come in any order and
+  // from different threads.
   void SetRow(int64_t n, std::span<const float> row);
   // The same for a row that is int8 already, with the scales of this weight's groups.
   void SetRow(int64_t n, std::span<const int8_t> row, std::span<const bf16> scales);
@@ -65,8 +66,8 @@ class Weight {
   Buffer scales_;
 };
 
-// Round to nearest with a scale of (largest magnitude) / 127 rounded to bf16, so |x - q scale| is at
-// most scale / 2, or a little more for the largest. A group of zeros has scale 0.
+// Round to nearest with a scale of (largest magnitude) / 127 rounded to bf16, so |x - q scale| is
+// at most scale / 2, or a little more for the largest. A group of zeros has scale 0.
 void QuantizeGroup(std::span<const float> x, std::span<int8_t> q, bf16& scale);
 
 }  // namespace mm01

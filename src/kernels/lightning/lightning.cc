@@ -8,7 +8,8 @@ namespace mm01 {
 namespace {
 
 // 2^(-8 (h + 1) / n), written as the released code does: the first slope to the power of h + 1.
-void AppendGeometric(int64_t n, int64_t first, int64_t step, int64_t count, std::vector<double>& out) {
+void AppendGeometric(int64_t n, int64_t first, int64_t step, int64_t count,
+                     std::vector<double>& out) {
   const double start = std::exp2(-std::exp2(-(std::log2(static_cast<double>(n)) - 3.0)));
   for (int64_t i = 0; i < count; ++i) {
     out.push_back(std::pow(start, static_cast<double>(first + i * step + 1)));

@@ -3,8 +3,8 @@
 //   S_t = exp(-slope) S_{t-1} + k_t^T v_t          the state, [K, V]
 //   o_t = q_t S_t                                  the output, [V]
 //
-// So a token counts itself in full, and a token n places back with exp(-slope n). There is no softmax,
-// no RoPE and no 1/sqrt(K); q, k and v have been through SiLU before they get here.
+// So a token counts itself in full, and a token n places back with exp(-slope n). There is no
+// softmax, no RoPE and no 1/sqrt(K); q, k and v have been through SiLU before they get here.
 //
 // The same in blocks of B tokens, which is what runs, S being the state at the last border of the
 // absolute grid 0, B, 2B, ... and r = 0 .. B-1 the place in the block:
@@ -12,8 +12,9 @@
 //   o_r = exp(-slope (r+1)) q_r S + sum over c <= r of exp(-slope (r-c)) (q_r . k_c) v_c
 //
 // A state slot holds S at that border and the k and v rows since. A step of one token reads S and
-// never writes it; dropping the newest rows is a truncation; and the order of every sum is a function
-// of the absolute position alone. So outputs do not depend on chunking, batch or threads, to the bit.
+// never writes it; dropping the newest rows is a truncation; and the order of every sum is a
+// function of the absolute position alone. So outputs do not depend on chunking, batch or threads,
+// to the bit.
 //
 // Letters   N sequences, T rows of all of them, H heads, K = V = head dim (a multiple of 16),
 //           P slots, B = kLightningBlock.
@@ -31,12 +32,12 @@
 
 namespace mm01 {
 
-// 64 and not the 256 of the released code: the result is the same, rows since the border cost as much
-// memory as S and not four times that (docs/decisions/0003-state-slot.md).
+// 64 and not the 256 of the released code: the result is the same, rows since the border cost as
+// much memory as S and not four times that (docs/decisions/0003-state-slot.md).
 inline constexpr int64_t kLightningBlock = 64;
 
-// The released code and its port in the transformers library differ in two places: slopes for a number
-// of heads that is no power of two, and 1e-7 in the layer factor.
+// The released code and its port in the transformers library differ in two places: slopes for a
+// number of heads that is no power of two, and 1e-7 in the layer factor.
 enum class SlopeRule { kOriginal, kTransformers };
 
 // slope[head] of layer `layer` (0-based) of all `num_layers`, softmax layers counted too:
@@ -57,20 +58,20 @@ struct LightningArgs {
   Tensor position;    // [N]        int64: tokens in the slot before this call
   Tensor slot;        // [N]        int32: rows of the state, none twice
   LightningState state;
-  Tensor out;         // [T, H, V]  float32
+  Tensor out;  // [T, H, V]  float32
 };
 
-// Any number of new tokens for each of N sequences: prefill and decode are the same call. A sequence
-// that starts (position 0) needs no cleared slot: what is in it is not read.
+// Any number of new tokens for each of N sequences: prefill and decode are the same call. A
+// sequence that starts (position 0) needs no cleared slot: what is in it is not read.
 void Lightning(Queue& queue, const LightningArgs& args);
 
 // The state after `position` tokens, rows since the border included:  out[H, K, V].
 void LightningFinalState(Queue& queue, const LightningState& state, int64_t slot, int64_t position,
                          const Tensor& slope, const Tensor& out);
 
-// For ranks that split the sequence. Every rank runs Lightning from an empty slot, and adds what came
-// before its first row when it knows it:  out_t += exp(-slope (t+1)) q_t S_in, t = 0 .. T-1 of one
-// sequence. q, out: [T, H, K]; s_in: [H, K, V].
+// For ranks that split the sequence. Every rank runs Lightning from an empty slot, and adds what
+// came before its first row when it knows it:  out_t += exp(-slope (t+1)) q_t S_in, t = 0 .. T-1 of
+// one sequence. q, out: [T, H, K]; s_in: [H, K, V].
 void LightningAddIncoming(Queue& queue, const Tensor& q, const Tensor& slope, const Tensor& s_in,
                           const Tensor& out);
 

@@ -1,5 +1,5 @@
-// Schedule: one item a (sequence, head), which walks its blocks in order. Everything of a block fits
-// the second-level cache at K = 128: S 64 KB, k and v rows 32 KB each, scores 16 KB.
+// Schedule: one item a (sequence, head), which walks its blocks in order. Everything of a block
+// fits the second-level cache at K = 128: S 64 KB, k and v rows 32 KB each, scores 16 KB.
 #include "kernels/simd.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -43,7 +43,8 @@ struct Room {
   float* packed;   // strips of SmallGemm
 
   static int64_t Floats(int64_t dim) {
-    return kB * kB + dim * kB + std::max(PackedFloats(kB, std::max(dim, kB)), PackedFloats(dim, kB));
+    return kB * kB + dim * kB +
+           std::max(PackedFloats(kB, std::max(dim, kB)), PackedFloats(dim, kB));
   }
   Room(float* memory, int64_t dim)
       : scores(memory), k_decay(scores + kB * kB), packed(k_decay + dim * kB) {}
@@ -79,7 +80,8 @@ void Advance(const Slot& slot, const Decay& decay, int64_t m, float* s, const Ro
   const int64_t dim = slot.dim;
   for (int64_t r = 0; r < m; ++r) {
     const float* column = slot.k_rows + r / kPanel * dim * kPanel + r % kPanel;
-    for (int64_t i = 0; i < dim; ++i) room.k_decay[i * kB + r] = column[i * kPanel] * decay[m - 1 - r];
+    for (int64_t i = 0; i < dim; ++i)
+      room.k_decay[i * kB + r] = column[i * kPanel] * decay[m - 1 - r];
   }
   Scale(s, dim * dim, decay[m]);
   SmallGemm(dim, dim, m, room.k_decay, kB, slot.Values(), s, dim, true, room.packed);
@@ -155,7 +157,8 @@ void LightningTarget(Queue& queue, const LightningArgs& a) {
 }
 
 void LightningFinalStateTarget(Queue& queue, const LightningState& state, int64_t slot,
-                               int64_t position, const Tensor& slope_tensor, const Tensor& out_tensor) {
+                               int64_t position, const Tensor& slope_tensor,
+                               const Tensor& out_tensor) {
   const auto out = out_tensor.As<float, 3>();
   const auto slope = slope_tensor.As<const float, 1>();
   const int64_t heads = out.dim(0), dim = out.dim(1);

@@ -94,7 +94,8 @@ void Experts(Queue& queue, const ExpertsArgs& a) {
 
   std::vector<GemmArgs> in, out;
   for (int64_t e = 0; e < num_experts; ++e) {
-    const int64_t begin = a.offset[static_cast<size_t>(e)], end = a.offset[static_cast<size_t>(e + 1)];
+    const int64_t begin = a.offset[static_cast<size_t>(e)],
+                  end = a.offset[static_cast<size_t>(e + 1)];
     if (begin == end) continue;
     const ExpertWeights& w = a.experts[static_cast<size_t>(e)];
     in.push_back({a.x.Rows(begin, end), &w.w1, gate.Rows(begin, end)});

@@ -25,17 +25,19 @@ namespace mm01 {
 struct RouteArgs {
   Tensor logits;   // [T, E]
   Tensor experts;  // [T, k]  int32, by falling probability; the lower expert first among equals
-  Tensor weights;  // [T, k]  softmax over the k kept logits, which equals softmax over all, renormalised
+  Tensor weights;  // [T, k]  softmax over the k kept logits, which equals softmax over all,
+                   // renormalised
 };
 
 void Route(Queue& queue, const RouteArgs& args);
 
-// Which rows go where: rows offset[e] .. offset[e+1]-1 are expert e's, in the order of their tokens.
+// Which rows go where: rows offset[e] .. offset[e+1]-1 are expert e's, in the order of their
+// tokens.
 struct Dispatch {
   std::vector<int64_t> offset;  // [E + 1]
   std::vector<int64_t> token;   // [R]     the token of each gathered row
-  std::vector<int64_t> row;     // [T, k]  the gathered row of each token's choice, by ascending expert
-  std::vector<float> weight;    // [T, k]  its weight
+  std::vector<int64_t> row;  // [T, k]  the gathered row of each token's choice, by ascending expert
+  std::vector<float> weight;  // [T, k]  its weight
   int64_t k = 0;
 
   int64_t num_rows() const { return static_cast<int64_t>(token.size()); }

@@ -3,8 +3,8 @@
 //   norm(x) = weight * x / sqrt(mean(x^2) + eps)
 //
 // Letters   T rows, D width. Everything is float32; rows may be strided.
-// Order     a row's sum of squares is taken in 16 lanes, folded in halves: a function of the row alone.
-// Errors    Shapes that disagree are our own bug: Check throws.
+// Order     a row's sum of squares is taken in 16 lanes, folded in halves: a function of the row
+// alone. Errors    Shapes that disagree are our own bug: Check throws.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ struct AddNormArgs {
   float beta = 1.0f;
   Tensor weight;  // [D]
   float eps = 1e-5f;
-  Tensor sum;     // [T, D]  alpha x + beta branch; may be x or branch itself
-  Tensor out;     // [T, D]  norm(sum); may be x itself, not sum
+  Tensor sum;  // [T, D]  alpha x + beta branch; may be x or branch itself
+  Tensor out;  // [T, D]  norm(sum); may be x itself, not sum
 };
 
 // DeepNorm's residual and the norm that follows it, in one pass over the row.
@@ -32,7 +32,7 @@ struct AddResidualArgs {
   Tensor x, branch;  // [T, D]
   float alpha = 1.0f;
   float beta = 1.0f;
-  Tensor sum;        // [T, D]  may be x or branch itself
+  Tensor sum;  // [T, D]  may be x or branch itself
 };
 
 // sum = alpha x + beta branch, where the norm belongs to somebody else.
@@ -42,9 +42,9 @@ void AddResidual(Queue& queue, const AddResidualArgs& args);
 void SumOfSquares(Queue& queue, const Tensor& x, const Tensor& out);
 
 struct GatedNormArgs {
-  Tensor x;        // [T, D]
-  Tensor gate;     // [T, D]
-  Tensor weight;   // [D]
+  Tensor x;       // [T, D]
+  Tensor gate;    // [T, D]
+  Tensor weight;  // [D]
   float eps = 1e-6f;
   Tensor squares;  // [T]     the sum of squares over the whole row, from SumOfSquares
   int64_t width;   //         numbers in the whole row, D or more

@@ -38,9 +38,9 @@ float Squares(const float* x, int64_t n) {
 }
 
 float InverseRoot(float squares, int64_t width, float eps) {
-  return static_cast<float>(
-      1.0 / std::sqrt(static_cast<double>(squares) / static_cast<double>(width) +
-                      static_cast<double>(eps)));
+  return static_cast<float>(1.0 /
+                            std::sqrt(static_cast<double>(squares) / static_cast<double>(width) +
+                                      static_cast<double>(eps)));
 }
 
 // sum = alpha x + beta branch, each product rounded, whatever the machine.
@@ -71,7 +71,8 @@ void AddNormTarget(Queue& queue, const AddNormArgs& a) {
   const auto sum = a.sum.As<float, 2>(), out = a.out.As<float, 2>();
   const auto weight = a.weight.As<const float, 1>();
   const int64_t n = x.dim(1);
-  Check(sum.shape == x.shape && out.shape == x.shape && weight.dim(0) == n, "AddNorm: shapes disagree");
+  Check(sum.shape == x.shape && out.shape == x.shape && weight.dim(0) == n,
+        "AddNorm: shapes disagree");
   const bool has_branch = !a.branch.empty();
   Check(has_branch || a.alpha == 1.0f, "AddNorm: alpha without a branch");
   const auto branch = has_branch ? a.branch.As<const float, 2>() : x;
@@ -102,9 +103,8 @@ void AddResidualTarget(Queue& queue, const AddResidualArgs& a) {
   const auto x = a.x.As<const float, 2>(), branch = a.branch.As<const float, 2>();
   const auto sum = a.sum.As<float, 2>();
   Check(x.shape == branch.shape && x.shape == sum.shape, "AddResidual: shapes disagree");
-  ForRows(queue, x.dim(0), [&](int64_t r) {
-    Add(&x(r, 0), &branch(r, 0), a.alpha, a.beta, x.dim(1), &sum(r, 0));
-  });
+  ForRows(queue, x.dim(0),
+          [&](int64_t r) { Add(&x(r, 0), &branch(r, 0), a.alpha, a.beta, x.dim(1), &sum(r, 0)); });
 }
 
 void SumOfSquaresTarget(Queue& queue, const Tensor& x_tensor, const Tensor& out_tensor) {

@@ -27,11 +27,13 @@ void RopeTable(Queue& queue, const Tensor& position, double theta, const Tensor&
   });
 }
 
-void Rope(Queue& queue, const Tensor& x_tensor, const Tensor& cos_tensor, const Tensor& sin_tensor) {
+void Rope(Queue& queue, const Tensor& x_tensor, const Tensor& cos_tensor,
+          const Tensor& sin_tensor) {
   const auto x = x_tensor.As<float, 3>();
   const auto c = cos_tensor.As<const float, 2>(), s = sin_tensor.As<const float, 2>();
   const int64_t half = c.dim(1);
-  Check(c.shape == s.shape && c.dim(0) == x.dim(0) && 2 * half <= x.dim(2), "Rope: shapes disagree");
+  Check(c.shape == s.shape && c.dim(0) == x.dim(0) && 2 * half <= x.dim(2),
+        "Rope: shapes disagree");
   queue.pool().ParallelFor(x.dim(0), [&](int64_t r, int) {
     for (int64_t h = 0; h < x.dim(1); ++h) {
       float* a = &x(r, h, 0);

@@ -2,8 +2,8 @@
 //
 //   (a, b) = (x_j, x_{j + R/2})  ->  (a cos - b sin, b cos + a sin),   angle = p * theta^(-2j / R)
 //
-// Frequencies are rounded to float32, as the released code holds them; the angle, its reduction and its
-// sine are worked in double, so an angle is as accurate at position 10,000,000 as at 10.
+// Frequencies are rounded to float32, as the released code holds them; the angle, its reduction and
+// its sine are worked in double, so an angle is as accurate at position 10,000,000 as at 10.
 //
 // Letters   T rows, H heads, D head dim, R rotary dims (even, at most D), p absolute position.
 // Errors    Shapes that disagree are our own bug: Check throws.

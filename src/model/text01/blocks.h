@@ -1,5 +1,5 @@
-// The three sub-layers of a layer. x is the normalised input [T, D], out [T, D] the sub-layer's output
-// before the residual, complete on every rank.
+// The three sub-layers of a layer. x is the normalised input [T, D], out [T, D] the sub-layer's
+// output before the residual, complete on every rank.
 #pragma once
 
 #include "model/text01/step.h"

@@ -10,8 +10,8 @@
 
 namespace mm01 {
 
-// h is what a layer hands to the next, x its norm. With DeepNorm (post_norm) the residual carries x:
-// each norm has been moved to the front of the sub-layer that reads it. Without, it carries h.
+// h is what a layer hands to the next, x its norm. With DeepNorm (post_norm) the residual carries
+// x: each norm has been moved to the front of the sub-layer that reads it. Without, it carries h.
 void Forward(const TextModel& m, const TextBatch& batch, const Tensor& hidden) {
   const TextWeights& w = m.weights;
   const TextConfig& c = w.config;

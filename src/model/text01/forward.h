@@ -1,10 +1,12 @@
-// One step of the model over a packed batch: any number of new tokens for each of several sequences.
-// Prefill and decode are the same call.
+// One step of the model over a packed batch: any number of new tokens for each of several
+// sequences. Prefill and decode are the same call.
 //
 // Letters   T rows (tokens of all sequences end to end), N sequences, D hidden size, V vocabulary.
-// Order     a row's numbers depend on its sequence alone, to the bit: not on chunking, on who else is
+// Order     a row's numbers depend on its sequence alone, to the bit: not on chunking, on who else
+// is
 //           in the batch, or on the number of threads.
-// Errors    The state must have room (TextState::Reserve) and ids must be in the vocabulary: anything
+// Errors    The state must have room (TextState::Reserve) and ids must be in the vocabulary:
+// anything
 //           else here is our own bug.
 #pragma once
 
@@ -49,9 +51,9 @@ struct TextModel {
   TapSink* taps = nullptr;
 };
 
-// Runs the batch, advances its sequences, and leaves what the head reads in `hidden` [T, D] float32.
-// With a sequence group of several ranks, each rank gives its own part of one prompt, in an empty slot
-// opened at the position of its first row.
+// Runs the batch, advances its sequences, and leaves what the head reads in `hidden` [T, D]
+// float32. With a sequence group of several ranks, each rank gives its own part of one prompt, in
+// an empty slot opened at the position of its first row.
 void Forward(const TextModel& model, const TextBatch& batch, const Tensor& hidden);
 
 // The logits of rows of `hidden` [R, D]: out [R, V] float32, -inf where no token is.

@@ -26,10 +26,14 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kBlockBytes = 4 << 20;  // of one block of rows as float32, rounded up to a row
 constexpr int64_t kMaxCopiedBytes = 256 << 20;
-constexpr const char* kCopied[] = {"config.json",         "generation_config.json",
-                                   "tokenizer.json",      "tokenizer_config.json",
-                                   "special_tokens_map.json", "added_tokens.json",
-                                   "vocab.json",          "merges.txt",
+constexpr const char* kCopied[] = {"config.json",
+                                   "generation_config.json",
+                                   "tokenizer.json",
+                                   "tokenizer_config.json",
+                                   "special_tokens_map.json",
+                                   "added_tokens.json",
+                                   "vocab.json",
+                                   "merges.txt",
                                    "chat_template.jinja"};
 
 // One tensor to write, with its scales behind it where it has some.
@@ -93,19 +97,6 @@ class NewFolder {
   std::vector<std::string> files_;
 };
 
-float HalfToFloat(uint16_t h) {
-  const int exponent = h >> 10 & 31, mantissa = h & 1023;
-  float x;
-  if (exponent == 31) {
-    x = mantissa ? std::nanf("") : INFINITY;
-  } else if (exponent == 0) {
-    x = std::ldexp(static_cast<float>(mantissa), -24);
-  } else {
-    x = std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
-  }
-  return h & 0x8000 ? -x : x;
-}
-
 template <typename T>
 T Load(const std::byte* p, int64_t i) {
   T x;
@@ -119,13 +110,20 @@ void ReadRow(const TensorLocation& from, const std::byte* raw, const bf16* scale
   for (int64_t k = 0; k < from.columns; ++k) {
     float& x = row[static_cast<size_t>(k)];
     switch (from.dtype) {
-      case DType::kF32: x = Load<float>(raw, k); break;
-      case DType::kBF16: x = ToFloat(Load<bf16>(raw, k)); break;
-      case DType::kF16: x = HalfToFloat(Load<uint16_t>(raw, k)); break;
+      case DType::kF32:
+        x = Load<float>(raw, k);
+        break;
+      case DType::kBF16:
+        x = ToFloat(Load<bf16>(raw, k));
+        break;
+      case DType::kF16:
+        x = HalfToFloat(Load<uint16_t>(raw, k));
+        break;
       case DType::kI8:
         x = static_cast<float>(Load<int8_t>(raw, k)) * ToFloat(scales[k / from.group]);
         break;
-      default: Fail("LocateTensors let a type through that cannot be read");
+      default:
+        Fail("LocateTensors let a type through that cannot be read");
     }
   }
 }
@@ -178,8 +176,8 @@ class Converter {
     const int64_t rows = end - begin, groups = o.groups();
     const int64_t in_row = from.columns * SizeOf(from.dtype);
     raw_.resize(static_cast<size_t>(rows * in_row));
-    MM01_RETURN_IF_ERROR(checkpoint_.Read(checkpoint_.Find(from.source),
-                                          (from.first_row + begin) * in_row, raw_));
+    MM01_RETURN_IF_ERROR(
+        checkpoint_.Read(checkpoint_.Find(from.source), (from.first_row + begin) * in_row, raw_));
     MM01_RETURN_IF_ERROR(ReadScales(from, begin, rows));
     const int64_t out_row = from.columns * SizeOf(o.type.dtype);
     out_.resize(static_cast<size_t>(rows * out_row));
@@ -300,15 +298,13 @@ Status CheckOptions(const ConvertOptions& options) {
         ToString(t.dtype), t.group));
   }
   if (options.shard_bytes >= 1) return Status::Ok();
-  return Status::Invalid(
-      fmt::format("files of {} bytes, wanted 1 or more", options.shard_bytes));
+  return Status::Invalid(fmt::format("files of {} bytes, wanted 1 or more", options.shard_bytes));
 }
 
 }  // namespace
 
 Result<ConvertReport> ConvertCheckpoint(Queue& queue, const std::string& model_dir,
-                                        const std::string& out_dir,
-                                        const ConvertOptions& options) {
+                                        const std::string& out_dir, const ConvertOptions& options) {
   MM01_RETURN_IF_ERROR(CheckOptions(options));
   MM01_ASSIGN_OR_RETURN(const TextConfig config, LoadTextConfig(model_dir));
   MM01_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
@@ -324,9 +320,8 @@ Result<ConvertReport> ConvertCheckpoint(Queue& queue, const std::string& model_d
   std::map<std::string, std::string> places;
   for (size_t i = 0; i < shards.size(); ++i) {
     const std::string name =
-        shards.size() == 1
-            ? "model.safetensors"
-            : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+        shards.size() == 1 ? "model.safetensors"
+                           : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
     MM01_ASSIGN_OR_RETURN(
         SafetensorsWriter writer,
         SafetensorsWriter::Create(folder.Add(name), Declare(shards[i]), {{"format", "pt"}}));
@@ -339,8 +334,8 @@ Result<ConvertReport> ConvertCheckpoint(Queue& queue, const std::string& model_d
   report.num_tensors = static_cast<int64_t>(places.size());
   if (shards.size() > 1) {
     const Json index = {{"metadata", {{"total_size", report.bytes}}}, {"weight_map", Json(places)}};
-    MM01_RETURN_IF_ERROR(WriteFileAtomically(folder.Add("model.safetensors.index.json"),
-                                             index.dump(1) + "\n"));
+    MM01_RETURN_IF_ERROR(
+        WriteFileAtomically(folder.Add("model.safetensors.index.json"), index.dump(1) + "\n"));
   }
   folder.Keep();
   return report;

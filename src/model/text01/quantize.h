@@ -1,13 +1,14 @@
 // A checkpoint in another type: int8 with scales, bf16 or float32.
 //
-// Every projection, expert, embedding and head (WantedTensor::is_weight) is written as the type says,
-// int8 as NAME [N, K] beside NAME_scale [N, ceil(K / group)] bf16; routers and norms stay as they
-// are stored. Names are those of the original checkpoint, whatever form the input has, and only
-// tensors that the configuration needs are written. config.json, tokenizer files and chat template
-// are copied.
+// Every projection, expert, embedding and head (WantedTensor::is_weight) is written as the type
+// says, int8 as NAME [N, K] beside NAME_scale [N, ceil(K / group)] bf16; routers and norms stay as
+// they are stored. Names are those of the original checkpoint, whatever form the input has, and
+// only tensors that the configuration needs are written. config.json, tokenizer files and chat
+// template are copied.
 //
 // Memory    a block of rows, some 10 MB, whatever the model's size.
-// Errors    those of reading the checkpoint; Invalid where `out_dir` is there and not empty, TooLarge
+// Errors    those of reading the checkpoint; Invalid where `out_dir` is there and not empty,
+// TooLarge
 //           where the disk has no room, Io, Cancelled. After an error nothing is left behind: files
 //           appear whole and the index last, so a folder that is not finished is no checkpoint.
 #pragma once

@@ -1,9 +1,9 @@
-// The memory of the sequences that a model is working on: a state slot for each lightning layer, and
-// pages of keys and values for each softmax layer. All of it is reserved at once and becomes resident
-// as it is used.
+// The memory of the sequences that a model is working on: a state slot for each lightning layer,
+// and pages of keys and values for each softmax layer. All of it is reserved at once and becomes
+// resident as it is used.
 //
-// A sequence may begin at a position other than 0 only where ranks split it: then this rank holds the
-// tokens from `begin` on.
+// A sequence may begin at a position other than 0 only where ranks split it: then this rank holds
+// the tokens from `begin` on.
 //
 // Memory    a slot: (K V + 2 B K) floats a head and lightning layer, whatever the length.
 //           a page: 2 B K elements a kv head and softmax layer for B = 64 tokens.
@@ -24,8 +24,8 @@
 namespace mm01 {
 
 struct StateSizes {
-  int64_t num_slots = 1;    // sequences at a time
-  int64_t max_tokens = 0;   // of all sequences together, rounded up to pages for each
+  int64_t num_slots = 1;   // sequences at a time
+  int64_t max_tokens = 0;  // of all sequences together, rounded up to pages for each
   DType kv_type = DType::kF32;
 };
 
@@ -68,8 +68,8 @@ class TextState {
     std::vector<int32_t> pages;
   };
   struct LayerMemory {
-    Buffer s, k_rows, v_rows;            // lightning
-    Buffer k, v, k_scale, v_scale;       // softmax
+    Buffer s, k_rows, v_rows;       // lightning
+    Buffer k, v, k_scale, v_scale;  // softmax
   };
 
   const Sequence& sequence(int32_t slot) const;

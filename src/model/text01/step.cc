@@ -12,7 +12,8 @@ Step::Step(const TextModel& model, const TextBatch& batch) {
   cu_seqlens_.push_back(0);
   std::vector<int64_t> row_position;
   for (const TextBatch::Sequence& s : batch.sequences) {
-    Check(std::find(slot_.begin(), slot_.end(), s.slot) == slot_.end(), "a slot twice in one batch");
+    Check(std::find(slot_.begin(), slot_.end(), s.slot) == slot_.end(),
+          "a slot twice in one batch");
     cu_seqlens_.push_back(cu_seqlens_.back() + s.num_rows);
     slot_.push_back(s.slot);
     held_.push_back(state.length(s.slot));
@@ -33,7 +34,8 @@ Step::Step(const TextModel& model, const TextBatch& batch) {
   half_ = config.rotary_dim / 2;
   cos_.resize(static_cast<size_t>(num_rows() * half_));
   sin_.resize(cos_.size());
-  RopeTable(model.queue, Tensor(row_position.data(), {num_rows()}), config.rope_theta, cos(), sin());
+  RopeTable(model.queue, Tensor(row_position.data(), {num_rows()}), config.rope_theta, cos(),
+            sin());
 }
 
 }  // namespace mm01

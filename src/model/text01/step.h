@@ -1,4 +1,5 @@
-// What every layer of one step shares: where each row stands, and where its sequence keeps its state.
+// What every layer of one step shares: where each row stands, and where its sequence keeps its
+// state.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +18,12 @@ class Step {
 
   Tensor cu_seqlens() const { return Tensor(cu_seqlens_.data(), {num_sequences() + 1}); }
   Tensor slot() const { return Tensor(slot_.data(), {num_sequences()}); }
-  Tensor held() const { return Tensor(held_.data(), {num_sequences()}); }          // tokens before
-  Tensor length() const { return Tensor(length_.data(), {num_sequences()}); }      // and with these
-  Tensor begin() const { return Tensor(begin_.data(), {num_sequences()}); }        // of the sequence
-  Tensor position() const { return Tensor(position_.data(), {num_sequences()}); }  // of the first row
+  Tensor held() const { return Tensor(held_.data(), {num_sequences()}); }      // tokens before
+  Tensor length() const { return Tensor(length_.data(), {num_sequences()}); }  // and with these
+  Tensor begin() const { return Tensor(begin_.data(), {num_sequences()}); }    // of the sequence
+  Tensor position() const {
+    return Tensor(position_.data(), {num_sequences()});
+  }  // of the first row
   Tensor block_table() const { return Tensor(table_.data(), {num_sequences(), table_width_}); }
   Tensor cos() const { return Tensor(cos_.data(), {num_rows(), half_}); }
   Tensor sin() const { return Tensor(sin_.data(), {num_rows(), half_}); }

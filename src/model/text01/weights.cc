@@ -17,19 +17,6 @@ namespace {
 
 constexpr WeightType kFloat32{};
 
-float HalfToFloat(uint16_t h) {
-  const int exponent = h >> 10 & 31, mantissa = h & 1023;
-  float x;
-  if (exponent == 31) {
-    x = mantissa ? std::nanf("") : INFINITY;
-  } else if (exponent == 0) {
-    x = std::ldexp(static_cast<float>(mantissa), -24);
-  } else {
-    x = std::ldexp(static_cast<float>(1024 + mantissa), exponent - 25);
-  }
-  return h & 0x8000 ? -x : x;
-}
-
 // A part of a wanted matrix: which of its rows, in order, and which of its columns.
 struct Part {
   std::vector<Range> rows;
@@ -49,8 +36,8 @@ struct Part {
   }
 };
 
-// Fills weights either from a checkpoint or from a seed, the model's structure being walked once for
-// both (Build).
+// Fills weights either from a checkpoint or from a seed, the model's structure being walked once
+// for both (Build).
 class Source {
  public:
   virtual ~Source() = default;
@@ -112,10 +99,14 @@ class CheckpointSource : public Source {
       }
     };
     switch (at.dtype) {
-      case DType::kF32: return each(static_cast<float*>(nullptr), [](float x) { return x; });
-      case DType::kBF16: return each(static_cast<bf16*>(nullptr), [](bf16 x) { return ToFloat(x); });
-      case DType::kF16: return each(static_cast<uint16_t*>(nullptr), HalfToFloat);
-      default: Fail("LocateTensors let a type through that cannot be read: " + ToString(at.dtype));
+      case DType::kF32:
+        return each(static_cast<float*>(nullptr), [](float x) { return x; });
+      case DType::kBF16:
+        return each(static_cast<bf16*>(nullptr), [](bf16 x) { return ToFloat(x); });
+      case DType::kF16:
+        return each(static_cast<uint16_t*>(nullptr), HalfToFloat);
+      default:
+        Fail("LocateTensors let a type through that cannot be read: " + ToString(at.dtype));
     }
   }
 
@@ -132,12 +123,12 @@ class CheckpointSource : public Source {
       MM01_RETURN_IF_ERROR(checkpoint_.Read(tensor, offset, raw));
       if (!at.group) {
         Convert(at, raw.data(), row);
-        weight.SetRow(i, row);
+        MM01_RETURN_IF_ERROR(SetRow(at, row, i, weight));
         continue;
       }
       const auto* q = reinterpret_cast<const int8_t*>(raw.data());
-      const auto row_scales = scales.subspan(static_cast<size_t>(from * groups),
-                                             static_cast<size_t>(groups));
+      const auto row_scales =
+          scales.subspan(static_cast<size_t>(from * groups), static_cast<size_t>(groups));
       if (weight.type().group == at.group && part.columns.begin % at.group == 0) {
         weight.SetRow(i, {q, static_cast<size_t>(width)},
                       row_scales.subspan(static_cast<size_t>(part.columns.begin / at.group),
@@ -148,8 +139,21 @@ class CheckpointSource : public Source {
         const auto group = static_cast<size_t>((part.columns.begin + j) / at.group);
         row[static_cast<size_t>(j)] = static_cast<float>(q[j]) * ToFloat(row_scales[group]);
       }
-      weight.SetRow(i, row);
+      MM01_RETURN_IF_ERROR(SetRow(at, row, i, weight));
     }
+    return Status::Ok();
+  }
+
+  // int8 has no value for an infinity or a NaN, and would hide that the checkpoint is broken.
+  Status SetRow(const TensorLocation& at, std::span<const float> row, int64_t i, Weight& weight) {
+    const bool is_int8 = weight.type().dtype == DType::kI8;
+    if (is_int8 && !std::ranges::all_of(row, [](float x) { return std::isfinite(x); })) {
+      return Status::Invalid(
+          fmt::format("{}: {} holds an infinity or a NaN, wanted numbers to "
+                      "quantize",
+                      checkpoint_.path(), at.source));
+    }
+    weight.SetRow(i, row);
     return Status::Ok();
   }
 
@@ -201,7 +205,8 @@ class RandomSource : public Source {
 // Walks the model in the order of the forward pass.
 class Builder {
  public:
-  Builder(Source& source, TextWeights& weights) : source_(source), w_(weights), c_(weights.config) {}
+  Builder(Source& source, TextWeights& weights)
+      : source_(source), w_(weights), c_(weights.config) {}
 
   Status Build() {
     const int64_t d = c_.hidden_size;
@@ -288,10 +293,9 @@ class Builder {
                                   mlp.experts[static_cast<size_t>(e - w_.shard.experts.begin)]));
     }
     if (c_.shared_ffn_size == 0) return Status::Ok();
-    MM01_RETURN_IF_ERROR(SwiGlu(LayerTensorName(i, "shared_mlp.gate_proj"),
-                                LayerTensorName(i, "shared_mlp.up_proj"),
-                                LayerTensorName(i, "shared_mlp.down_proj"), c_.shared_ffn_size,
-                                mlp.shared));
+    MM01_RETURN_IF_ERROR(
+        SwiGlu(LayerTensorName(i, "shared_mlp.gate_proj"), LayerTensorName(i, "shared_mlp.up_proj"),
+               LayerTensorName(i, "shared_mlp.down_proj"), c_.shared_ffn_size, mlp.shared));
     return Matrix(LayerTensorName(i, "coefficient"), {{{0, 1}}, {0, d}}, mlp.shared_coefficient,
                   true);
   }
@@ -315,12 +319,12 @@ Result<Shard> Shard::Of(const TextConfig& config, const Mesh& mesh) {
   const int64_t least_kv = std::min(config.num_kv_heads, tensor);
   if (config.num_heads % tensor != 0 || most_kv % least_kv != 0) {
     return Status::Unsupported(
-        fmt::format("{} heads and {} kv heads cannot be split over {} tensor ranks", config.num_heads,
-                    config.num_kv_heads, tensor));
+        fmt::format("{} heads and {} kv heads cannot be split over {} tensor ranks",
+                    config.num_heads, config.num_kv_heads, tensor));
   }
   if (config.num_experts % expert != 0) {
-    return Status::Unsupported(fmt::format("{} experts cannot be split evenly over {} ranks",
-                                           config.num_experts, expert));
+    return Status::Unsupported(
+        fmt::format("{} experts cannot be split evenly over {} ranks", config.num_experts, expert));
   }
   Shard shard = Whole(config);
   shard.heads = SplitEvenly(config.num_heads, tensor, mesh.tensor->rank());
@@ -335,7 +339,9 @@ int64_t TextWeights::bytes() const {
   const auto floats = [](const std::vector<float>& v) {
     return static_cast<int64_t>(v.size() * sizeof(float));
   };
-  const auto expert = [](const ExpertWeights& e) { return e.w1.bytes() + e.w2.bytes() + e.w3.bytes(); };
+  const auto expert = [](const ExpertWeights& e) {
+    return e.w1.bytes() + e.w2.bytes() + e.w3.bytes();
+  };
   for (const TextLayer& l : layers) {
     sum += floats(l.input_norm) + floats(l.mlp_norm) + floats(l.lightning.norm);
     sum += l.lightning.qkv.bytes() + l.lightning.gate.bytes() + l.lightning.out.bytes();
@@ -355,8 +361,9 @@ WeightType StoredWeightType(const TensorMap& map) {
   return {stored == DType::kBF16 ? DType::kBF16 : DType::kF32, 0};
 }
 
-Result<TextWeights> LoadWeights(Queue& queue, const Checkpoint& checkpoint, const TextConfig& config,
-                                WeightType type, const Shard& shard, const LoadProgress& progress) {
+Result<TextWeights> LoadWeights(Queue& queue, const Checkpoint& checkpoint,
+                                const TextConfig& config, WeightType type, const Shard& shard,
+                                const LoadProgress& progress) {
   std::vector<StoredTensor> stored;
   for (const CheckpointTensor& t : checkpoint.tensors()) {
     stored.push_back({t.info->name, t.info->dtype, t.info->shape});

@@ -79,10 +79,11 @@ using LoadProgress = std::function<void(int64_t done, int64_t total)>;
 // The type a checkpoint's matrices have: float32, bf16, or int8 with its group.
 WeightType StoredWeightType(const TensorMap& map);
 
-// Reads `checkpoint` into the kernels' layout piece by piece: beside the weights, memory holds 16 rows
-// a thread. Converts from what is stored to `type`; int8 of the same groups is taken over as it is.
-Result<TextWeights> LoadWeights(Queue& queue, const Checkpoint& checkpoint, const TextConfig& config,
-                                WeightType type, const Shard& shard,
+// Reads `checkpoint` into the kernels' layout piece by piece: beside the weights, memory holds 16
+// rows a thread. Converts from what is stored to `type`; int8 of the same groups is taken over as
+// it is.
+Result<TextWeights> LoadWeights(Queue& queue, const Checkpoint& checkpoint,
+                                const TextConfig& config, WeightType type, const Shard& shard,
                                 const LoadProgress& progress = {});
 
 // Weights of the right scale for measuring speed, a function of the seed alone.

@@ -1,0 +1,98 @@
+// mm01 bench: how near the program comes to what the machine can do.
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ctime>
+#include <memory>
+
+#include "base/format.h"
+#include "cli/commands.h"
+#include "cli/console.h"
+#include "cli/model_flags.h"
+#include "eval/bench_cpu.h"
+#include "io/file.h"
+
+namespace mm01::cli {
+namespace {
+
+struct BenchFlags {
+  std::string device;
+  std::optional<int64_t> threads;
+  std::optional<std::string> model;
+  std::optional<std::string> json;
+  std::optional<std::string> commit;
+  bool brief = false;
+};
+
+std::string Row(const eval::BenchLine& line) {
+  std::string row = fmt::format("{:<36}{:>10.2f} {:<9}", line.name, line.value, line.unit);
+  if (line.ceiling > 0.0) {
+    row += fmt::format("{:>7.1f} % of {:.2f}, {}", 100.0 * line.share(), line.ceiling, line.of);
+  }
+  return row + "\n";
+}
+
+Json ToJson(const eval::BenchReport& report, const BenchFlags& flags) {
+  Json lines = Json::array();
+  for (const eval::BenchLine& l : report.lines) {
+    Json entry = {{"name", l.name}, {"value", l.value}, {"unit", l.unit}};
+    if (l.ceiling > 0.0) {
+      entry["ceiling"] = l.ceiling;
+      entry["ceiling_of"] = l.of;
+      entry["share"] = l.share();
+    }
+    lines.push_back(std::move(entry));
+  }
+  Json json = {{"device", report.cpu},
+               {"threads", report.num_threads},
+               {"date", fmt::format("{:%Y-%m-%d}", fmt::gmtime(std::time(nullptr)))}};
+  if (flags.commit) json["commit"] = *flags.commit;
+  json["parameters"] = report.parameters;
+  json["results"] = lines;
+  return json;
+}
+
+Result<int> RunBench(const BenchFlags& flags) {
+  if (flags.device != "cpu") {
+    return Status::Unsupported("there is no bench of '" + flags.device + "', wanted: cpu");
+  }
+  const eval::BenchOptions options{.num_threads = static_cast<int>(flags.threads.value_or(0)),
+                                   .context_model = flags.model.value_or(""),
+                                   .brief = flags.brief};
+  MM01_ASSIGN_OR_RETURN(const eval::BenchReport report,
+                        eval::BenchCpu(options, [](const eval::BenchLine& l) { Print(Row(l)); }));
+  Print(fmt::format("{}, {} threads; random model of {} parameters\n", report.cpu,
+                    report.num_threads, FormatCount(report.parameters)));
+  if (flags.json) {
+    MM01_RETURN_IF_ERROR(WriteFileAtomically(*flags.json, ToJson(report, flags).dump(2) + "\n"));
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddBench(CommandLine& line) {
+  auto flags = std::make_shared<BenchFlags>();
+  Command& command = line.Add(
+      {"bench",
+       "Measures speed against what the machine can do.",
+       "A random model of 1.7 billion parameters (8 experts, top-2; needs 8 GB) reads 2,048 tokens "
+       "in float32, held against the fastest GEMM library that the machine has, and writes tokens "
+       "in bf16 and int8, held against the bandwidth of reading memory. With --model, a token of "
+       "that model at 1,000 and at 100,000 tokens of context. Ceilings are measured in the same "
+       "run, and every answer is checked before it is timed.",
+       {"mm01 bench cpu", "mm01 bench cpu --model models/nano --json bench.json"}});
+  command.Required("DEVICE", &flags->device, "cpu");
+  AddThreadsFlag(command, &flags->threads);
+  command.Text("--model", "DIR", &flags->model, "a model for the part on context");
+  command.Text("--json", "FILE", &flags->json, "write the figures to FILE as well");
+  command.Text("--commit", "ID", &flags->commit, "name of the code measured, for the JSON file");
+  command.Switch("--brief", &flags->brief, "a model of a few million parameters: does all run?");
+  command.Action([flags] {
+    const Result<int> code = RunBench(*flags);
+    return code.ok() ? *code : ReportError(code.status());
+  });
+}
+
+}  // namespace mm01::cli

@@ -1,0 +1,61 @@
+// The flags of every command that loads a model, and the loading itself.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/json.h"
+#include "base/status.h"
+#include "cli/command_line.h"
+#include "cli/console.h"
+#include "infer/engine.h"
+
+namespace mm01::cli {
+
+struct ModelFlags {
+  std::string model;
+  std::optional<int64_t> threads;
+  std::optional<int64_t> context;
+  std::string weights = "auto";
+  std::string kv = "auto";
+  bool quiet = false;
+};
+
+inline constexpr Limits<int64_t> kThreadLimits{1, 1024};
+inline constexpr Limits<int64_t> kAtLeastOne{1, int64_t{1} << 40};
+inline constexpr Limits<int64_t> kAtLeastZero{0, int64_t{1} << 40};
+
+// MODEL as the first argument.
+void AddModelArgument(Command& command, ModelFlags* flags);
+// --threads, --context, --weights, --kv, --quiet. `default_context` is a phrase for help.
+void AddModelFlags(Command& command, ModelFlags* flags, const std::string& default_context);
+void AddThreadsFlag(Command& command, std::optional<int64_t>* threads);
+void AddQuietFlag(Command& command, bool* quiet);
+
+// Of --kv; nothing for auto.
+std::optional<DType> KvType(const std::string& kv);
+// Of --weights for the model at `model_dir`; nothing for auto. int8 has the groups of the
+// checkpoint where that is int8 already, else groups of 128.
+Result<std::optional<WeightType>> ChosenWeights(const std::string& weights,
+                                                const std::string& model_dir);
+
+struct LoadedModel {
+  std::unique_ptr<infer::Engine> engine;
+  double seconds = 0.0;
+};
+
+// Loads a model, with the plan and a progress bar in the notes. Flags that are given win over
+// `defaults`, which may hold types and the context.
+Result<LoadedModel> LoadModel(const ModelFlags& flags, infer::EngineOptions defaults,
+                              const Notes& notes);
+
+// "bf16", "int8 in groups of 128".
+std::string ToText(const WeightType& type);
+// Bytes of weights, state and KV cache (in use, or planned while no sequence is open), and the peak
+// of the process.
+std::string MemoryText(infer::Engine& engine);
+Json MemoryJson(infer::Engine& engine);
+
+}  // namespace mm01::cli

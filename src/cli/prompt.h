@@ -1,0 +1,36 @@
+// What a model is given to read: bytes from the command line, a file or a pipe, and their tokens.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/json.h"
+#include "base/status.h"
+#include "io/chat_template.h"
+#include "io/tokenizer.h"
+
+namespace mm01::cli {
+
+// All of a file, or of standard input where `path` is "-". Errors: over Tokenizer::kMaxTextBytes;
+// a file compressed by xz (Unsupported, with the way around).
+Result<std::string> ReadText(const std::string& path);
+
+// Tokens of a rendered conversation. Special tokens are found in trusted pieces only; what lies
+// between two of them is encoded as one text, over the borders of pieces.
+Result<std::vector<int32_t>> EncodePieces(const Tokenizer& tokenizer,
+                                          std::span<const RenderedPiece> pieces);
+
+// A conversation up to the point where the model answers.
+Result<std::vector<RenderedPiece>> RenderForAnswer(const ChatTemplate& chat_template,
+                                                   const Json& messages);
+
+Json Message(std::string_view role, std::string_view content);
+
+// The model's own template; where it brought none, Text-01's serves and `note` says so.
+const ChatTemplate& TemplateOrText01(const ChatTemplate* own, std::string* note);
+
+}  // namespace mm01::cli
