@@ -34,7 +34,8 @@ class CompareTest : public testing::Test {
     }
     infer::GenerateOptions greedy{.max_tokens = 8, .ignore_end = true};
     greedy.sampling.temperature = 0.0;
-    for (const int32_t id : infer::Generate(session, greedy).value().tokens) greedy_.push_back(id);
+    const std::vector<int32_t> tokens = infer::Generate(session, greedy).value().tokens;
+    greedy_.assign(tokens.begin(), tokens.end());
     Put<int64_t>("input_ids", {1, kLength}, {ids_.begin(), ids_.end()});
   }
 
