@@ -105,8 +105,9 @@ class CliTest : public testing::Test {
   fs::path folder_;
 };
 
-const std::vector<std::string> kCommands = {"generate", "chat",     "perplexity", "inspect",
-                                            "compare",  "quantize", "state",      "completion"};
+const std::vector<std::string> kCommands = {"generate", "chat",    "perplexity",
+                                            "inspect",  "compare", "quantize",
+                                            "state",    "bench",   "completion"};
 
 // tests/goldens/help/NAME.txt: the command in its first line, then what it prints.
 TEST_F(CliTest, HelpIsAsItWas) {

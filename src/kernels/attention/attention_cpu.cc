@@ -95,19 +95,18 @@ void DecodePage(const bf16* in, int64_t n, float* out) {
 // c = or += a * page, where the page is laid out with the given steps. A page that several strips
 // of rows share is decoded once.
 template <typename T>
-void MultiplyPage(int64_t rows, int64_t n, int64_t num_k, const float* packed, const T* page,
-                  int64_t step, int64_t panel, int64_t page_elements, float* c, int64_t ldc,
-                  bool add, const Room& room) {
+void MultiplyPage(int64_t rows, int64_t n, int64_t num_k, const float* packed, Panels<T> page,
+                  int64_t page_elements, float* c, int64_t ldc, bool add, const Room& room) {
   if constexpr (std::is_same_v<T, bf16>) {
     if (rows > kTileRows) {
-      DecodePage(page, page_elements, room.page);
+      DecodePage(page.data, page_elements, room.page);
       PackedGemm(rows, n, num_k, packed,
-                 Panels<float>{.data = room.page, .step = step, .panel = panel}, c, ldc, add);
+                 Panels<float>{.data = room.page, .step = page.step, .panel = page.panel}, c, ldc,
+                 add);
       return;
     }
   }
-  PackedGemm(rows, n, num_k, packed, Panels<T>{.data = page, .step = step, .panel = panel}, c, ldc,
-             add);
+  PackedGemm(rows, n, num_k, packed, page, c, ldc, add);
 }
 
 HWY_INLINE void ScaleRow(float* x, int64_t n, float factor) {
@@ -160,12 +159,22 @@ void FoldTile(const Problem& p, const Item& item, int64_t begin, const Partial& 
   const int64_t rows = item.queries * p.group, dim = p.dim;
   const int64_t keys = std::min(kTile, p.Visible(item) - begin);
   const auto k_scale = kv.k_scale.As<const float, 2>(), v_scale = kv.v_scale.As<const float, 2>();
+  const auto page_of = [&](int64_t at) { return p.table(item.seq, (begin + at) / kKvPage); };
+  const auto keys_of = [&](int64_t at) { return PageAt<T>(kv.k, page_of(at), item.kv_head); };
+  const auto values_of = [&](int64_t at) { return PageAt<T>(kv.v, page_of(at), item.kv_head); };
+  // Pages lie apart, so the processor does not see the next one coming.
+  const auto ahead = [](const T* page, const T* next) {
+    return reinterpret_cast<const std::byte*>(next) - reinterpret_cast<const std::byte*>(page);
+  };
+
   for (int64_t at = 0; at < keys; at += kKvPage) {
-    const int64_t page = p.table(item.seq, (begin + at) / kKvPage);
-    MultiplyPage(rows, std::min(kKvPage, keys - at), dim, room.q,
-                 PageAt<T>(kv.k, page, item.kv_head), kPanel, dim * kPanel, kKvPage * dim,
-                 room.scores + at, kTile, false, room);
-    const float scale = k_scale(page, item.kv_head);
+    const T* page = keys_of(at);
+    const T* next = at + kKvPage < keys ? keys_of(at + kKvPage) : values_of(0);
+    MultiplyPage(
+        rows, std::min(kKvPage, keys - at), dim, room.q,
+        Panels<T>{.data = page, .step = kPanel, .panel = dim * kPanel, .ahead = ahead(page, next)},
+        kKvPage * dim, room.scores + at, kTile, false, room);
+    const float scale = k_scale(page_of(at), item.kv_head);
     if (scale == 1.0f) continue;
     for (int64_t r = 0; r < rows; ++r) ScaleRow(room.scores + r * kTile + at, kKvPage, scale);
   }
@@ -180,15 +189,23 @@ void FoldTile(const Problem& p, const Item& item, int64_t begin, const Partial& 
     const float factor = SoftmaxRow(scores, seen, part.max[r], part.sum[r]);
     if (factor != 1.0f) ScaleRow(part.acc + r * dim, dim, factor);
   }
+  const bool more = begin + kTile < p.Visible(item);
   for (int64_t at = 0; at < keys; at += kKvPage) {
-    const int64_t page = p.table(item.seq, (begin + at) / kKvPage);
+    const T* page = values_of(at);
+    const T* next = page;
+    if (at + kKvPage < keys) {
+      next = values_of(at + kKvPage);
+    } else if (more) {
+      next = keys_of(kTile);
+    }
     const int64_t num_k = std::min(kKvPage, keys - at);
-    const float scale = v_scale(page, item.kv_head);
+    const float scale = v_scale(page_of(at), item.kv_head);
     if (scale != 1.0f) {
       for (int64_t r = 0; r < rows; ++r) ScaleRow(room.scores + r * kTile + at, kKvPage, scale);
     }
     PackRowsOf(rows, num_k, room.scores + at, kTile, room.packed);
-    MultiplyPage(rows, dim, num_k, room.packed, PageAt<T>(kv.v, page, item.kv_head), dim, kPanel,
+    MultiplyPage(rows, dim, num_k, room.packed,
+                 Panels<T>{.data = page, .step = dim, .panel = kPanel, .ahead = ahead(page, next)},
                  num_k * dim, part.acc, dim, true, room);
   }
 }

@@ -20,9 +20,7 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr int64_t kBlockK = 256;  // a sum's chain; 256 x 32 floats fill the first-level cache
-// Up to here decoding w for each strip costs less than packing; one strip on every target.
-constexpr int64_t kStreamRows = kTileRows < 4 ? kTileRows : 4;
-constexpr int64_t kTileM = 192;  // rows that share a decoded block: 192 x 256 floats in L2
+constexpr int64_t kTileM = 192;   // rows that share a decoded block: 192 x 256 floats in L2
 constexpr int64_t kTileN = 256;
 
 struct Problem {
@@ -102,6 +100,19 @@ Panels<float> Decode(const Weight& w, int64_t panel, int64_t panels, int64_t k, 
           .scale_panel = b.scale_panel};
 }
 
+// Asks for piece `piece` of `pieces` of a block of w that is needed next.
+template <typename T>
+void Prefetch(const Panels<T>& b, int64_t panels, int64_t num_k, int64_t piece, int64_t pieces) {
+  constexpr int64_t kLine = 64;
+  const int64_t lines = num_k * kPanel * static_cast<int64_t>(sizeof(T)) / kLine;
+  for (int64_t p = 0; p < panels; ++p) {
+    const auto* at = reinterpret_cast<const std::byte*>(b.data + p * b.panel);
+    for (int64_t l = piece * lines / pieces; l < (piece + 1) * lines / pieces; ++l) {
+      hwy::Prefetch(at + l * kLine);
+    }
+  }
+}
+
 template <typename T>
 void Blocked(const Item& item, float* decoded) {
   const Problem& p = *item.problem;
@@ -119,7 +130,15 @@ void Blocked(const Item& item, float* decoded) {
         b = Decode<T>(w, item.panel + j, panels, k, num_k, decoded);
       }
       const int64_t n = std::min(panels * kPanel, columns - j * kPanel);
+      const bool last = j + kTilePanels >= item.panels;
+      const int64_t next_k = last ? k + chain : k, next_j = last ? 0 : j + kTilePanels;
       for (int64_t i = 0; i < item.rows; i += kTileRows) {
+        if (next_k < w.k()) {
+          Prefetch(PanelsAt<T>(w, item.panel + next_j, next_k),
+                   std::min<int64_t>(kTilePanels, item.panels - next_j),
+                   std::min(chain, w.k() - next_k), i / kTileRows,
+                   (item.rows + kTileRows - 1) / kTileRows);
+        }
         const int64_t row = item.row + i;
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, item.rows - i));
         const float* strip = p.packed + row / kTileRows * kStripRoom * w.k();

@@ -15,6 +15,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -32,9 +33,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 inline constexpr int kTileRows = kLanes == 16 ? 12 : (kLanes == 8 ? 6 : 3);
 inline constexpr int kTilePanels = kLanes == 16 ? 2 : 1;
 
-// Panels that a product of few rows reads side by side, and how far ahead it asks for them.
-inline constexpr int kStreamPanels = 4;
-inline constexpr int64_t kPrefetchBytes = 1024;
+// A product of few rows waits for memory: up to kStreamRows rows, this many panels are read side by
+// side.
+inline constexpr int kStreamRows = kTileRows < 4 ? kTileRows : 4;
+inline constexpr int kStreamPanels = kLanes == 16 ? 4 : 2;
 
 // Where b comes from: panels of 16 columns, `panel` elements apart; k-rows `step` elements apart.
 // With scales, b stands for itself times the scale of its column, one group of k being multiplied
@@ -46,6 +48,7 @@ struct Panels {
   int64_t panel;
   const bf16* scales = nullptr;  // of 16 columns
   int64_t scale_panel = 0;       // between the scales of neighbouring panels
+  int64_t ahead = 1024;          // bytes from what is read to what will be, for prefetching
 
   void NextPanels(int64_t n) {
     data += n * panel;
@@ -92,13 +95,20 @@ HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, Pa
   };
   int64_t k = 0;
   if constexpr (NP == kStreamPanels) {
-    // Panels come from memory, too many at a time for the processor's own prefetching.
+    // Too many streams at a time for the processor's own prefetching. A line of memory holds
+    // kUnroll k-rows of a panel, or part of one where k-rows lie further apart.
     constexpr int64_t kUnroll = 64 / (kPanel * static_cast<int64_t>(sizeof(T)));
+    const bool apart = b.step > kPanel;
     for (; k + kUnroll <= num_k; k += kUnroll) {
-      for (int p = 0; p < NP; ++p)
-        hwy::Prefetch(b.data + p * b.panel + kPrefetchBytes / static_cast<int64_t>(sizeof(T)));
 #pragma GCC unroll 4
-      for (int64_t u = 0; u < kUnroll; ++u) step();
+      for (int64_t u = 0; u < kUnroll; ++u) {
+        if (u == 0 || apart) {
+          for (int p = 0; p < NP; ++p) {
+            hwy::Prefetch(reinterpret_cast<const std::byte*>(b.data + p * b.panel) + b.ahead);
+          }
+        }
+        step();
+      }
     }
   }
   for (; k < num_k; ++k) step();
@@ -203,6 +213,11 @@ HWY_INLINE void PackRowsOf(int64_t m, int64_t num_k, const float* x, int64_t ldx
 template <typename T>
 HWY_INLINE void PackedGemm(int64_t m, int64_t n, int64_t num_k, const float* packed,
                            const Panels<T>& b, float* c, int64_t ldc, bool add) {
+  if (m <= kStreamRows) {
+    TileStrip<kStreamRows, kStreamPanels>(static_cast<int>(m), n, num_k, packed, num_k * kSubRows,
+                                          b, c, ldc, add);
+    return;
+  }
   for (int64_t i = 0; i < m; i += kTileRows) {
     const int rows = static_cast<int>(m - i < kTileRows ? m - i : kTileRows);
     TileStrip<kTileRows, kTilePanels>(rows, n, num_k, packed + i / kTileRows * kStripRoom * num_k,
