@@ -10,6 +10,9 @@ namespace {
 // What a call costs besides its bytes: texts that grow letter by letter pay for each letter.
 constexpr size_t kBytesPerCall = 16;
 
+// At most this many comparisons for a byte are taken as linear.
+constexpr size_t kShortNeedle = 16;
+
 }  // namespace
 
 bool Text::AllTrusted() const {
@@ -70,7 +73,7 @@ size_t OffsetOf(std::string_view s, size_t index) {
 
 size_t Find(std::string_view s, std::string_view needle, size_t from) {
   if (from > s.size()) return std::string_view::npos;
-  if (needle.empty()) return from;
+  if (needle.size() <= kShortNeedle) return s.find(needle, from);
   // glibc's memmem is linear at worst, which string_view::find is not.
   const void* hit = memmem(s.data() + from, s.size() - from, needle.data(), needle.size());
   return hit ? static_cast<size_t>(static_cast<const char*>(hit) - s.data())

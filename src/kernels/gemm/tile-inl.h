@@ -48,7 +48,7 @@ struct Panels {
   int64_t panel;
   const bf16* scales = nullptr;  // of 16 columns
   int64_t scale_panel = 0;       // between the scales of neighbouring panels
-  int64_t ahead = 1024;          // bytes from what is read to what will be, for prefetching
+  int64_t ahead = 2048;          // bytes from what is read to what will be, for prefetching
 
   void NextPanels(int64_t n) {
     data += n * panel;
