@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t kMapFrom = 1 << 20;
 constexpr std::size_t kHugePage = 2u << 20;
 
-// Begins at a huge page where there is room for one: kernels stream through weights, and neither the
-// processor's prefetching nor its table of pages likes a new small page every 4 KiB.
+// Begins at a huge page where there is room for one: kernels stream through weights, and neither
+// the processor's prefetching nor its table of pages likes a new small page every 4 KiB.
 std::byte* Map(std::size_t size) {
   const std::size_t extra = size >= kHugePage ? kHugePage : 0;
   void* p = mmap(nullptr, size + extra, PROT_READ | PROT_WRITE,
@@ -24,7 +24,8 @@ std::byte* Map(std::size_t size) {
   if (p == MAP_FAILED) throw std::bad_alloc();
   auto* begin = static_cast<std::byte*>(p);
   if (extra == 0) return begin;
-  const std::size_t skip = (kHugePage - reinterpret_cast<std::uintptr_t>(p) % kHugePage) % kHugePage;
+  const std::size_t skip =
+      (kHugePage - reinterpret_cast<std::uintptr_t>(p) % kHugePage) % kHugePage;
   if (skip > 0) munmap(begin, skip);
   // What is left over ends on a page of 4 KiB, as munmap wants it.
   const std::size_t used = (size + 4095) / 4096 * 4096;
