@@ -5,9 +5,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <string>
 #include <utility>
 
 #include "base/check.h"
+#ifdef MM01_CUDA
+#include "device/cuda_memory.h"
+#endif
 
 namespace mm01 {
 namespace {
@@ -34,11 +38,23 @@ std::byte* Map(std::size_t size) {
   return begin + skip;
 }
 
+std::byte* OnDevice(int64_t bytes) {
+#ifdef MM01_CUDA
+  return cuda::Allocate(bytes);
+#else
+  Fail("no device memory for " + std::to_string(bytes) + " bytes: this build has no CUDA");
+#endif
+}
+
 }  // namespace
 
-Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
+Buffer::Buffer(int64_t bytes, Device device) : bytes_(bytes), device_(device) {
   Check(bytes >= 0, "a buffer of negative size");
   if (bytes == 0) return;
+  if (device == Device::kCuda) {
+    data_ = OnDevice(bytes);
+    return;
+  }
   const auto size = static_cast<std::size_t>(bytes);
   if (bytes < kMapFrom) {
     const std::size_t rounded = (size + 63) / 64 * 64;
@@ -52,6 +68,12 @@ Buffer::Buffer(int64_t bytes) : bytes_(bytes) {
 
 Buffer::~Buffer() {
   if (!data_) return;
+#ifdef MM01_CUDA
+  if (device_ == Device::kCuda) {
+    cuda::Free(data_);
+    return;
+  }
+#endif
   if (bytes_ < kMapFrom) {
     std::free(data_);
   } else {
@@ -60,11 +82,13 @@ Buffer::~Buffer() {
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)),
+      device_(other.device_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(device_, other.device_);
   return *this;
 }
 

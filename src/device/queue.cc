@@ -1,16 +1,57 @@
 #include "device/queue.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/check.h"
+#ifdef MM01_CUDA
+#include "device/cuda_memory.h"
+#endif
 
 namespace mm01 {
 namespace {
 
-constexpr int64_t kAlign = 64;
+constexpr int64_t kAlign = 256;
 constexpr int64_t kMinChunk = 1 << 20;
 
 }  // namespace
+
+Queue::Queue(int num_threads, Device device) : device_(device), pool_(num_threads) {
+#ifdef MM01_CUDA
+  if (device == Device::kCuda) stream_ = cuda::MakeStream();
+#else
+  Check(device == Device::kCpu, "this build has no CUDA");
+#endif
+}
+
+Queue::~Queue() {
+#ifdef MM01_CUDA
+  if (stream_) cuda::FreeStream(stream_);
+#endif
+}
+
+void Queue::Wait() {
+#ifdef MM01_CUDA
+  if (stream_) cuda::WaitFor(stream_);
+#endif
+}
+
+void Queue::CopyToDevice(void* device_memory, const void* host, int64_t bytes) {
+  CopyOnDevice(device_memory, host, bytes);  // the runtime has read pageable memory on return
+}
+
+void Queue::CopyToHost(void* host, const void* device_memory, int64_t bytes) {
+  CopyOnDevice(host, device_memory, bytes);
+  Wait();
+}
+
+void Queue::CopyOnDevice(void* to, const void* from, int64_t bytes) {
+  if (bytes == 0) return;
+#ifdef MM01_CUDA
+  if (stream_) return cuda::Copy(to, from, bytes, stream_);
+#endif
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+}
 
 int64_t Queue::scratch_bytes() const {
   int64_t sum = 0;
@@ -37,7 +78,7 @@ Scratch::~Scratch() {
   if (outermost && chunks.size() > 1) {
     const int64_t total = queue_.scratch_bytes();
     chunks.clear();
-    chunks.push_back({.memory = Buffer(total)});
+    chunks.push_back({.memory = Buffer(total, queue_.device_)});
   }
 }
 
@@ -46,7 +87,7 @@ void* Scratch::GetBytes(int64_t bytes) {
   const int64_t need = (bytes + kAlign - 1) / kAlign * kAlign;
   auto& chunks = queue_.chunks_;
   if (chunks.empty() || chunks.back().used + need > chunks.back().memory.bytes()) {
-    chunks.push_back({.memory = Buffer(std::max({need, kMinChunk, queue_.scratch_bytes()}))});
+    chunks.push_back({.memory = Buffer(std::max({need, kMinChunk, queue_.scratch_bytes()}), queue_.device_)});
   }
   auto& top = chunks.back();
   void* p = top.memory.data() + top.used;

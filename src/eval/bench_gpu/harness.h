@@ -1,0 +1,61 @@
+// What the GPU's benches share: ceilings of this run, timing, and the rows of the receipt.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "device/queue.h"
+
+namespace mm01::gpu {
+
+// A line of docs/measured/gpu.json. `ceiling` is what the same run says is possible, in the same
+// unit; `share` compares the two. 0: none.
+struct Row {
+  std::string name;
+  double value = 0;
+  std::string unit;
+  double ceiling = 0;
+  double share = 0;
+};
+
+class Harness {
+ public:
+  // Measures the ceilings: bf16 8192^3 by cuBLASLt, and a device-to-device copy.
+  explicit Harness(Queue& queue);
+
+  Queue& queue() { return queue_; }
+  double gemm_tflops() const { return gemm_tflops_; }
+  double copy_tb_s() const { return copy_tb_s_; }  // bytes read and written
+  double Floor(double bytes) const { return bytes / (copy_tb_s_ * 1e12); }  // seconds
+
+  // Median seconds of `call(i)`, i = 0, 1, ...: two calls to warm up, then single calls timed by
+  // events for about `budget` seconds, 5 at least and 50 at most. `call` puts work in the queue.
+  double Time(const std::function<void(int64_t i)>& call, double budget = 0.3);
+  // Seconds a call, of `calls` calls captured once into a graph and replayed: launches cost
+  // nothing. `call(i)` may use another set of buffers for each i, so that none stays in L2.
+  double TimeGraph(int64_t calls, const std::function<void(int64_t i)>& call);
+
+  // Prints the row and keeps it.
+  void Add(Row row);
+  // Prints a line of explanation.
+  void Say(const std::string& line);
+  const std::vector<Row>& rows() const { return rows_; }
+
+ private:
+  Queue& queue_;
+  double gemm_tflops_ = 0;
+  double copy_tb_s_ = 0;
+  std::vector<Row> rows_;
+};
+
+// Each checks its answer against the double-precision reference before it times, and throws
+// DeviceError where that fails.
+void BenchLightning(Harness& h);
+void BenchAttention(Harness& h);
+void BenchMoe(Harness& h);
+void BenchDense(Harness& h);  // projections at decode sizes, norms, RoPE
+void BenchBlock(Harness& h);  // eight layers of Text-01
+
+}  // namespace mm01::gpu
