@@ -22,10 +22,11 @@ if(MM01_HAS_CUDA)
   set(CMAKE_CUDA_COMPILER ${MM01_NVCC})
   set(CMAKE_CUDA_ARCHITECTURES 90a)
   set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  set(CMAKE_CUDA_STANDARD 17)  # for the trial of the compiler
   enable_language(CUDA)
-  # CMake 3.25 does not know nvcc 13's name for the language's version.
-  set(CMAKE_CUDA_FLAGS "-std=c++20")
+  set(CMAKE_CUDA_STANDARD 20)
+  # CMake 3.25 does not know nvcc's name for this version of the language.
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
   set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG -lineinfo")
   find_package(CUDAToolkit REQUIRED)
-  add_compile_definitions(MM01_CUDA)
 endif()

@@ -20,9 +20,11 @@ std::string Bytes(int64_t n) {
   return FormatBytes(static_cast<double>(n));
 }
 
-std::string PlanText(const MemoryPlan& plan, int64_t context_tokens) {
-  return fmt::format("memory planned for {} tokens of context, {} available:\n{}",
-                     FormatCount(context_tokens), Bytes(infer::AvailableMemoryBytes()),
+std::string PlanText(const MemoryPlan& plan, Device device, int64_t context_tokens) {
+  const std::string where =
+      device == Device::kCuda ? FindCuda()->name : std::string("this machine");
+  return fmt::format("memory planned for {} tokens of context, {} available on {}:\n{}",
+                     FormatCount(context_tokens), Bytes(infer::AvailableMemoryBytes(device)), where,
                      plan.ToTable());
 }
 
@@ -49,6 +51,11 @@ void AddModelArgument(Command& command, ModelFlags* flags) {
                    "folder with config.json, safetensors and tokenizer.json");
 }
 
+void AddDeviceFlag(Command& command, std::string* device) {
+  command.Choice("--device", {"auto", "cpu", "cuda"}, device,
+                 "where to compute; auto is the GPU where there is one of compute capability 9.0");
+}
+
 void AddThreadsFlag(Command& command, std::optional<int64_t>* threads) {
   command.Whole("--threads", "N", threads, kThreadLimits,
                 "threads to compute with (default: the cores this process may use); results do "
@@ -61,6 +68,7 @@ void AddQuietFlag(Command& command, bool* quiet) {
 
 void AddModelFlags(Command& command, ModelFlags* flags, const std::string& default_context) {
   command.Section("Model");
+  AddDeviceFlag(command, &flags->device);
   AddThreadsFlag(command, &flags->threads);
   command.Whole("--context", "N", &flags->context, kAtLeastOne,
                 fmt::format("tokens that memory is kept for (default: {})", default_context));
@@ -69,6 +77,14 @@ void AddModelFlags(Command& command, ModelFlags* flags, const std::string& defau
   command.Choice("--kv", {"auto", "float32", "bf16"}, &flags->kv,
                  "what the KV cache is kept as; auto is float32 beside float32 weights, else bf16");
   AddQuietFlag(command, &flags->quiet);
+}
+
+Result<Device> ChosenDevice(const std::string& device) {
+  if (device == "cpu") return Device::kCpu;
+  const Result<CudaInfo> gpu = FindCuda();
+  if (gpu.ok()) return Device::kCuda;
+  if (device == "auto") return Device::kCpu;
+  return gpu.status();
 }
 
 std::optional<DType> KvType(const std::string& kv) {
@@ -90,13 +106,15 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, infer::EngineOptions opti
   MM01_ASSIGN_OR_RETURN(const auto weights, ChosenWeights(flags.weights, flags.model));
   if (weights) options.weights = weights;
   if (const auto kv = KvType(flags.kv)) options.kv = kv;
+  MM01_ASSIGN_OR_RETURN(options.device, ChosenDevice(flags.device));
   if (flags.threads) options.num_threads = static_cast<int>(*flags.threads);
   if (flags.context) options.context_tokens = *flags.context;
 
   Progress progress(notes, "loading", Progress::Unit::kBytes);
   options.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };
-  options.on_plan = [&, context = options.context_tokens](const MemoryPlan& plan) {
-    notes.WriteFaint(PlanText(plan, context));
+  options.on_plan = [&, context = options.context_tokens,
+                     device = options.device](const MemoryPlan& plan) {
+    notes.WriteFaint(PlanText(plan, device, context));
   };
   MM01_ASSIGN_OR_RETURN(auto engine, infer::Engine::Load(flags.model, std::move(options)));
   return LoadedModel{std::move(engine), progress.seconds()};

@@ -16,6 +16,7 @@ namespace mm01::cli {
 
 struct ModelFlags {
   std::string model;
+  std::string device = "auto";
   std::optional<int64_t> threads;
   std::optional<int64_t> context;
   std::string weights = "auto";
@@ -29,11 +30,15 @@ inline constexpr Limits<int64_t> kAtLeastZero{0, int64_t{1} << 40};
 
 // MODEL as the first argument.
 void AddModelArgument(Command& command, ModelFlags* flags);
-// --threads, --context, --weights, --kv, --quiet. `default_context` is a phrase for help.
+// --device, --threads, --context, --weights, --kv, --quiet. `default_context` is a phrase for help.
 void AddModelFlags(Command& command, ModelFlags* flags, const std::string& default_context);
+void AddDeviceFlag(Command& command, std::string* device);
 void AddThreadsFlag(Command& command, std::optional<int64_t>* threads);
 void AddQuietFlag(Command& command, bool* quiet);
 
+// Of --device: auto is the GPU where there is one that the program can use. Unsupported where cuda
+// was asked for and is not there.
+Result<Device> ChosenDevice(const std::string& device);
 // Of --kv; nothing for auto.
 std::optional<DType> KvType(const std::string& kv);
 // Of --weights for the model at `model_dir`; nothing for auto. int8 has the groups of the

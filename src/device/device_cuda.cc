@@ -88,6 +88,32 @@ void Copy(void* to, const void* from, int64_t bytes, CUstream_st* stream) {
   CheckCuda(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream));
 }
 
+CUgraphExec_st* Record(CUstream_st* stream, const std::function<void()>& work) {
+  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  cudaGraph_t graph = nullptr;
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(stream, &graph);
+    if (graph) cudaGraphDestroy(graph);
+    throw;
+  }
+  CheckCuda(cudaStreamEndCapture(stream, &graph));
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  CheckCuda(error);
+  return executable;
+}
+
+void Replay(CUgraphExec_st* graph, CUstream_st* stream) {
+  CheckCuda(cudaGraphLaunch(graph, stream));
+}
+
+void FreeGraph(CUgraphExec_st* graph) noexcept {
+  if (graph) cudaGraphExecDestroy(graph);
+}
+
 CUtensorMap MakeTensorMap(const void* base, const TensorMapShape& shape) {
   using Encode = decltype(&cuTensorMapEncodeTiled);
   static const Encode encode = [] {

@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/thread_pool.h"
 #include "device/buffer.h"
+#include "tensor/tensor.h"
 
 struct CUstream_st;
 
@@ -70,6 +71,10 @@ class Scratch {
   template <typename T>
   T* Get(int64_t n) {
     return static_cast<T*>(GetBytes(n * static_cast<int64_t>(sizeof(T))));
+  }
+  // Rows of a matrix.
+  Tensor GetRows(DType type, int64_t rows, int64_t width) {
+    return Tensor(type, GetBytes(rows * width * SizeOf(type)), {rows, width});
   }
 
  private:

@@ -109,11 +109,11 @@ Status RunModel(infer::Engine& engine, const Reference& r, Ours& ours) {
       return room;
     }
     Scratch scratch(engine.queue());
-    const Tensor hidden(scratch.Get<float>(r.length * width), {r.length, width});
+    const Tensor hidden = scratch.GetRows(engine.weights().activations(), r.length, width);
     Forward(engine.model(&taps), {.ids = r.Sequence(n), .sequences = {{slot, r.length}}}, hidden);
     const size_t at = ours.logits.size();
     ours.logits.resize(at + static_cast<size_t>(r.length * vocabulary));
-    Logits(engine.model(), hidden, Tensor(ours.logits.data() + at, {r.length, vocabulary}));
+    LogitsToHost(engine.model(), hidden, std::span(ours.logits).subspan(at));
     engine.state().Close(slot);
   }
   return Status::Ok();

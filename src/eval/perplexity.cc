@@ -34,15 +34,16 @@ void Count(Perplexity& p, int64_t position, double nats) {
 void ScoreRows(infer::Engine& engine, const Tensor& hidden, std::span<const int32_t> next,
                int64_t position, Perplexity& p) {
   const int64_t vocabulary = engine.config().vocab_size;
-  Scratch scratch(engine.queue());
-  float* logits = scratch.Get<float>(kLogitRows * vocabulary);
+  std::vector<float> logits(static_cast<size_t>(kLogitRows * vocabulary));
   std::vector<double> nats(next.size());
   const auto count = static_cast<int64_t>(next.size());
   for (int64_t at = 0; at < count; at += kLogitRows) {
     const int64_t rows = std::min(kLogitRows, count - at);
-    Logits(engine.model(), hidden.Rows(at, at + rows), Tensor(logits, {rows, vocabulary}));
+    LogitsToHost(engine.model(), hidden.Rows(at, at + rows),
+                 std::span(logits).first(static_cast<size_t>(rows * vocabulary)));
     engine.queue().pool().ParallelFor(rows, [&](int64_t r, int) {
-      const std::span row(logits + r * vocabulary, static_cast<size_t>(vocabulary));
+      const auto row = std::span(logits).subspan(static_cast<size_t>(r * vocabulary),
+                                                 static_cast<size_t>(vocabulary));
       const auto token = static_cast<size_t>(next[static_cast<size_t>(at + r)]);
       nats[static_cast<size_t>(at + r)] = LogSumExp(row) - static_cast<double>(row[token]);
     });
@@ -74,7 +75,7 @@ Result<Perplexity> MeasurePerplexity(infer::Engine& engine,
     for (int64_t at = 0; room.ok() && at < length;) {
       const int64_t rows = std::min(engine.options().prefill_rows, length - at);
       Scratch scratch(engine.queue());
-      const Tensor hidden(scratch.Get<float>(rows * width), {rows, width});
+      const Tensor hidden = scratch.GetRows(engine.weights().activations(), rows, width);
       Forward(
           engine.model(),
           {.ids = {tokens.begin() + at, tokens.begin() + at + rows}, .sequences = {{slot, rows}}},

@@ -43,7 +43,18 @@ int ThreadsOf(const EngineOptions& options) {
 
 }  // namespace
 
-Engine::Engine(EngineOptions options) : options_(std::move(options)), queue_(ThreadsOf(options_)) {}
+Engine::Engine(EngineOptions options)
+    : options_(std::move(options)), queue_(ThreadsOf(options_), options_.device) {}
+
+void Engine::MakeState() {
+  state_ = std::make_unique<TextState>(
+      config(), Shard::Whole(config()),
+      StateSizes{.num_slots = options_.num_sequences,
+                 .max_tokens = options_.context_tokens * options_.num_sequences,
+                 .kv_type = *options_.kv,
+                 .device = options_.device,
+                 .row_type = weights_.activations()});
+}
 
 Status Engine::MakePlan(const TextConfig& config, WeightType type) {
   if (config.head_dim % kPanel != 0) {
@@ -56,16 +67,18 @@ Status Engine::MakePlan(const TextConfig& config, WeightType type) {
                                                    .kv = *options_.kv,
                                                    .context_tokens = options_.context_tokens,
                                                    .num_sequences = options_.num_sequences,
-                                                   .chunk_rows = options_.prefill_rows}));
+                                                   .chunk_rows = options_.prefill_rows,
+                                                   .device = options_.device}));
   if (options_.on_plan) options_.on_plan(plan_);
-  return CheckFits(plan_, options_.memory_limit_bytes > 0 ? options_.memory_limit_bytes
-                                                          : AvailableMemoryBytes());
+  if (options_.memory_limit_bytes > 0) return CheckFits(plan_, options_.memory_limit_bytes);
+  return CheckFits(plan_, AvailableMemoryBytes(options_.device));
 }
 
 Result<std::unique_ptr<Engine>> Engine::Load(const std::string& model_dir, EngineOptions options) {
   MM01_ASSIGN_OR_RETURN(const TextConfig config, LoadTextConfig(model_dir));
   MM01_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(model_dir));
   MM01_ASSIGN_OR_RETURN(const WeightType stored, TypeOf(checkpoint, config));
+  if (options.device == Device::kCuda) MM01_RETURN_IF_ERROR(FindCuda().status());
 
   std::unique_ptr<Engine> engine(new Engine(std::move(options)));
   const WeightType type = engine->options_.weights.value_or(stored);
@@ -85,11 +98,7 @@ Result<std::unique_ptr<Engine>> Engine::Load(const std::string& model_dir, Engin
   if (engine->tokenizer_) engine->weights_.vocab_used = engine->tokenizer_->size();
   MM01_ASSIGN_OR_RETURN(engine->fingerprint_,
                         Fingerprint(checkpoint, config, type, *engine->options_.kv));
-  engine->state_ = std::make_unique<TextState>(
-      config, whole,
-      StateSizes{.num_slots = engine->options_.num_sequences,
-                 .max_tokens = engine->options_.context_tokens * engine->options_.num_sequences,
-                 .kv_type = *engine->options_.kv});
+  engine->MakeState();
   return engine;
 }
 
@@ -99,11 +108,7 @@ std::unique_ptr<Engine> Engine::Random(const TextConfig& config, WeightType type
   const Status fits = engine->MakePlan(config, type);
   Check(fits.ok(), fits.message());
   engine->weights_ = RandomWeights(engine->queue_, config, type, 1);
-  engine->state_ = std::make_unique<TextState>(
-      config, Shard::Whole(config),
-      StateSizes{.num_slots = engine->options_.num_sequences,
-                 .max_tokens = engine->options_.context_tokens * engine->options_.num_sequences,
-                 .kv_type = *engine->options_.kv});
+  engine->MakeState();
   return engine;
 }
 

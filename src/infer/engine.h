@@ -24,11 +24,12 @@ namespace mm01::infer {
 struct EngineOptions {
   std::optional<WeightType> weights;  // as stored in the checkpoint where not given
   std::optional<DType> kv;            // float32 beside float32 weights, else bf16
-  int num_threads = 0;                // 0: one for each core this process may use
-  int64_t context_tokens = 4096;      // of one sequence
+  Device device = Device::kCpu;
+  int num_threads = 0;            // 0: one for each core this process may use
+  int64_t context_tokens = 4096;  // of one sequence
   int64_t num_sequences = 1;
   int64_t prefill_rows = 512;                      // rows of a prefill step
-  int64_t memory_limit_bytes = 0;                  // 0: what the machine has available
+  int64_t memory_limit_bytes = 0;                  // 0: what the device has available
   std::function<void(const MemoryPlan&)> on_plan;  // before anything is loaded
   LoadProgress on_load;
 };
@@ -36,7 +37,8 @@ struct EngineOptions {
 class Engine {
  public:
   static Result<std::unique_ptr<Engine>> Load(const std::string& model_dir, EngineOptions options);
-  // A model of random weights and no tokenizer, for measuring speed.
+  // A model of random weights and no tokenizer, for measuring speed. A device that is not there is
+  // our own bug.
   static std::unique_ptr<Engine> Random(const TextConfig& config, WeightType type,
                                         EngineOptions options);
 
@@ -50,7 +52,8 @@ class Engine {
   bool IsEnd(int32_t token) const;  // ends a text: one of the configuration's end-of-sequence ids
 
   TextModel model(TapSink* taps = nullptr) {
-    return {.queue = queue_, .weights = weights_, .state = *state_, .taps = taps};
+    return {
+        .queue = queue_, .weights = weights_, .state = *state_, .taps = taps, .graphs = &graphs_};
   }
   TextState& state() { return *state_; }
   Queue& queue() { return queue_; }
@@ -63,9 +66,11 @@ class Engine {
  private:
   explicit Engine(EngineOptions options);
   Status MakePlan(const TextConfig& config, WeightType type);
+  void MakeState();
 
   EngineOptions options_;
   Queue queue_;
+  GraphCache graphs_;
   TextWeights weights_;
   std::unique_ptr<TextState> state_;
   std::optional<Tokenizer> tokenizer_;

@@ -37,7 +37,11 @@ int AvailableCores() {
   return std::max(1, CPU_COUNT(&set));
 }
 
-int64_t AvailableMemoryBytes() {
+int64_t AvailableMemoryBytes(Device device) {
+  if (device == Device::kCuda) {
+    const Result<CudaInfo> gpu = FindCuda();
+    return gpu.ok() ? gpu->free_bytes : 0;
+  }
   constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max();
   const int64_t limit = NumberIn("/sys/fs/cgroup/memory.max", kNoLimit);
   const int64_t used = NumberIn("/sys/fs/cgroup/memory.current", 0);

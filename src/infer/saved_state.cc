@@ -123,80 +123,127 @@ Status CheckHash(const SafetensorsFile& file) {
 // bytes of the next piece: to write them out, or to fill them in.
 using Piece = std::function<Status(std::span<std::byte>)>;
 
-// Rows of [count, heads, dim] that lie in memory as columns of panels [heads][B / 16][dim][16].
+// Part of the state's memory where the CPU can work on it: the memory itself, or on a GPU a copy
+// that WriteBack returns.
 template <typename T>
-void MovePanelRows(bool to_state, T* rows, int64_t count, int64_t heads, int64_t dim, T* panels) {
-  const int64_t head_size = kKvPage * dim;
+class Window {
+ public:
+  Window(Queue& queue, T* memory, int64_t count)
+      : queue_(queue), memory_(memory), bytes_(count * static_cast<int64_t>(sizeof(T))) {
+    if (queue.device() == Device::kCpu) return;
+    copy_.resize(static_cast<size_t>(count));
+    queue.CopyToHost(copy_.data(), memory, bytes_);
+  }
+  T* data() { return copy_.empty() ? memory_ : copy_.data(); }
+  void WriteBack() {
+    if (!copy_.empty()) queue_.CopyToDevice(memory_, copy_.data(), bytes_);
+  }
+
+ private:
+  Queue& queue_;
+  T* memory_;
+  int64_t bytes_;
+  std::vector<T> copy_;
+};
+
+float Exactly(float x, float) {
+  return x;
+}
+bf16 Exactly(bf16 x, bf16) {
+  return x;
+}
+float Exactly(bf16 x, float) {
+  return ToFloat(x);
+}
+bf16 Exactly(float x, bf16) {
+  return ToBF16(x);
+}
+
+// How rows of a block or a page lie in memory: as columns of panels [heads][B / 16][dim][16], or as
+// rows [heads][B][dim].
+enum class RowLayout { kPanels, kRows };
+
+// Between rows [count, heads, dim] of the file and memory that holds them. Both hold the same
+// numbers, though bf16 in memory may be float32 in the file.
+template <typename F, typename M>
+void MoveRows(bool to_state, F* rows, int64_t count, int64_t heads, int64_t dim, M* memory,
+              RowLayout layout) {
+  const bool panels = layout == RowLayout::kPanels;
+  const int64_t step = panels ? kPanel : 1;
   for (int64_t r = 0; r < count; ++r) {
     for (int64_t h = 0; h < heads; ++h) {
-      T* column = panels + h * head_size + r / kPanel * dim * kPanel + r % kPanel;
-      T* row = rows + (r * heads + h) * dim;
+      const int64_t first = panels ? r / kPanel * dim * kPanel + r % kPanel : r * dim;
+      M* at = memory + h * kKvPage * dim + first;
+      F* row = rows + (r * heads + h) * dim;
       for (int64_t i = 0; i < dim; ++i) {
-        to_state ? column[i * kPanel] = row[i] : row[i] = column[i * kPanel];
+        if (to_state) {
+          at[i * step] = Exactly(row[i], M());
+        } else {
+          row[i] = Exactly(at[i * step], F());
+        }
       }
     }
   }
 }
 
-// The same where they lie as [heads][B][dim].
-template <typename T>
-void MoveRows(bool to_state, T* rows, int64_t count, int64_t heads, int64_t dim, T* memory) {
-  for (int64_t r = 0; r < count; ++r) {
-    for (int64_t h = 0; h < heads; ++h) {
-      T* at = memory + (h * kKvPage + r) * dim;
-      T* row = rows + (r * heads + h) * dim;
-      to_state ? std::copy_n(row, dim, at) : std::copy_n(at, dim, row);
-    }
-  }
-}
-
-template <typename T, typename Move>
-Status MovePiece(bool to_state, int64_t count, int64_t heads, int64_t dim, T* memory,
-                 const Piece& each, Move move) {
-  std::vector<T> rows(static_cast<size_t>(count * heads * dim));
+template <typename F, typename M>
+Status MovePiece(bool to_state, Queue& queue, int64_t count, int64_t heads, int64_t dim, M* memory,
+                 RowLayout layout, const Piece& each) {
+  std::vector<F> rows(static_cast<size_t>(count * heads * dim));
   const auto bytes = std::as_writable_bytes(std::span(rows));
-  if (!to_state) move(false, rows.data(), count, heads, dim, memory);
+  Window<M> window(queue, memory, heads * kKvPage * dim);
+  if (!to_state) MoveRows(false, rows.data(), count, heads, dim, window.data(), layout);
   MM01_RETURN_IF_ERROR(each(bytes));
-  if (to_state) move(true, rows.data(), count, heads, dim, memory);
+  if (!to_state) return Status::Ok();
+  MoveRows(true, rows.data(), count, heads, dim, window.data(), layout);
+  window.WriteBack();
   return Status::Ok();
 }
 
 template <typename T>
-Status MovePages(bool to_state, const TextState& state, int32_t slot, const Tensor& pool,
-                 int64_t dim, bool panels, const Piece& each) {
+Status MovePages(bool to_state, Queue& queue, const TextState& state, int32_t slot,
+                 const Tensor& pool, int64_t dim, RowLayout layout, const Piece& each) {
   const int64_t tokens = state.length(slot);
   for (int64_t at = 0; at < tokens; at += kKvPage) {
     const int32_t page = state.pages(slot)[static_cast<size_t>(at / kKvPage)];
     T* memory = static_cast<T*>(pool.data) + page * pool.stride[0];
-    MM01_RETURN_IF_ERROR(MovePiece(to_state, std::min(kKvPage, tokens - at), pool.dim(1), dim,
-                                   memory, each, panels ? MovePanelRows<T> : MoveRows<T>));
+    MM01_RETURN_IF_ERROR((MovePiece<T, T>(to_state, queue, std::min(kKvPage, tokens - at),
+                                          pool.dim(1), dim, memory, layout, each)));
   }
   return Status::Ok();
 }
 
-Status MoveState(bool to_state, const TextConfig& c, const TextState& state, int32_t slot,
-                 const Piece& each) {
+template <typename M>
+Status MoveSlotRows(bool to_state, Queue& queue, const TextConfig& c, const Tensor& rows,
+                    int32_t slot, int64_t count, RowLayout layout, const Piece& each) {
+  M* memory = static_cast<M*>(rows.data) + slot * rows.stride[0];
+  return MovePiece<float, M>(to_state, queue, count, c.num_heads, c.head_dim, memory, layout, each);
+}
+
+Status MoveState(bool to_state, Queue& queue, const TextConfig& c, const TextState& state,
+                 int32_t slot, const Piece& each) {
   const int64_t since = state.length(slot) % kLightningBlock, d = c.head_dim;
+  // On the CPU keys lie in panels, values in rows; on a GPU all in rows.
+  const RowLayout keys = state.device() == Device::kCpu ? RowLayout::kPanels : RowLayout::kRows;
   for (int64_t i = 0; i < c.num_layers(); ++i) {
     if (c.layers[static_cast<size_t>(i)] == LayerKind::kLightning) {
       const LightningState s = state.lightning(i);
-      const auto at = [&](const Tensor& t) {
-        return static_cast<float*>(t.data) + slot * t.stride[0];
-      };
+      const int64_t count = c.num_heads * d * d;
+      Window<float> matrix(queue, static_cast<float*>(s.s.data) + slot * s.s.stride[0], count);
+      const std::span numbers(matrix.data(), static_cast<size_t>(count));
       // Before the first border S is not set; it is saved as the zero that it stands for.
-      const std::span matrix(at(s.s), static_cast<size_t>(c.num_heads * d * d));
-      if (state.length(slot) < kLightningBlock) std::ranges::fill(matrix, 0.0f);
-      MM01_RETURN_IF_ERROR(each(std::as_writable_bytes(matrix)));
-      MM01_RETURN_IF_ERROR(
-          MovePiece(to_state, since, c.num_heads, d, at(s.k_rows), each, MovePanelRows<float>));
-      MM01_RETURN_IF_ERROR(
-          MovePiece(to_state, since, c.num_heads, d, at(s.v_rows), each, MoveRows<float>));
+      if (state.length(slot) < kLightningBlock) std::ranges::fill(numbers, 0.0f);
+      MM01_RETURN_IF_ERROR(each(std::as_writable_bytes(numbers)));
+      if (to_state) matrix.WriteBack();
+      const auto move = state.row_type() == DType::kBF16 ? MoveSlotRows<bf16> : MoveSlotRows<float>;
+      MM01_RETURN_IF_ERROR(move(to_state, queue, c, s.k_rows, slot, since, keys, each));
+      MM01_RETURN_IF_ERROR(move(to_state, queue, c, s.v_rows, slot, since, RowLayout::kRows, each));
       continue;
     }
     const PagedKv kv = state.kv(i);
     const auto move = state.kv_type() == DType::kBF16 ? MovePages<bf16> : MovePages<float>;
-    MM01_RETURN_IF_ERROR(move(to_state, state, slot, kv.k, d, true, each));
-    MM01_RETURN_IF_ERROR(move(to_state, state, slot, kv.v, d, false, each));
+    MM01_RETURN_IF_ERROR(move(to_state, queue, state, slot, kv.k, d, keys, each));
+    MM01_RETURN_IF_ERROR(move(to_state, queue, state, slot, kv.v, d, RowLayout::kRows, each));
   }
   return Status::Ok();
 }
@@ -250,7 +297,7 @@ Status Session::Save(const std::string& path) const {
   };
   MM01_RETURN_IF_ERROR(append(std::as_bytes(std::span(tokens_))));
   MM01_RETURN_IF_ERROR(append(std::as_bytes(std::span(logits_))));
-  MM01_RETURN_IF_ERROR(MoveState(false, c, state, slot_, append));
+  MM01_RETURN_IF_ERROR(MoveState(false, engine_->queue(), c, state, slot_, append));
   const Digest digest = hash.Value();
   MM01_RETURN_IF_ERROR(writer.Append(digest));
   return writer.Finish();
@@ -300,7 +347,8 @@ Result<Session> Session::Load(Engine& engine, const std::string& path) {
     at += static_cast<int64_t>(data.size());
     return Status::Ok();
   };
-  MM01_RETURN_IF_ERROR(MoveState(true, engine.config(), engine.state(), session.slot_, fill));
+  MM01_RETURN_IF_ERROR(
+      MoveState(true, engine.queue(), engine.config(), engine.state(), session.slot_, fill));
   return session;
 }
 

@@ -50,12 +50,11 @@ void Session::Step(std::span<const int32_t> tokens) {
   const TextModel model = engine_->model();
   const auto rows = static_cast<int64_t>(tokens.size()), width = engine_->config().hidden_size;
   Scratch scratch(engine_->queue());
-  const Tensor hidden(scratch.Get<float>(rows * width), {rows, width});
+  const Tensor hidden = scratch.GetRows(engine_->weights().activations(), rows, width);
   Forward(model, {.ids = {tokens.begin(), tokens.end()}, .sequences = {{slot_, rows}}}, hidden);
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
   logits_.resize(static_cast<size_t>(engine_->config().vocab_size));
-  Logits(model, hidden.Rows(rows - 1, rows),
-         Tensor(logits_.data(), {1, engine_->config().vocab_size}));
+  LogitsToHost(model, hidden.Rows(rows - 1, rows), logits_);
 }
 
 }  // namespace mm01::infer

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "base/check.h"
+
 namespace mm01 {
 
 Range SplitEvenly(int64_t n, int64_t size, int64_t rank) {
@@ -53,6 +55,12 @@ Result<MeshGroups> MeshGroups::Make(Group& world, const MeshSizes& sizes) {
     groups.mesh_.expert = groups.tensor_.get();
   }
   return groups;
+}
+
+void SumOverRanks(Group& group, const Tensor& tensor) {
+  if (group.size() == 1) return;
+  Check(tensor.dtype == DType::kF32, "ranks add float32");
+  group.AllReduceSum({static_cast<float*>(tensor.data), static_cast<size_t>(tensor.size())});
 }
 
 }  // namespace mm01

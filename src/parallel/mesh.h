@@ -13,6 +13,7 @@
 
 #include "base/status.h"
 #include "comm/group.h"
+#include "tensor/tensor.h"
 
 namespace mm01 {
 
@@ -48,6 +49,10 @@ struct Mesh {
   // One rank: three groups of one, which live as long as the program.
   static Mesh Single();
 };
+
+// The sum over a group's ranks, in place, of a contiguous tensor of float32. In a group of one the
+// tensor may be of any type and on any device: it stays as it is.
+void SumOverRanks(Group& group, const Tensor& tensor);
 
 // Owns the groups of a mesh, except the world, which has to outlive it.
 class MeshGroups {

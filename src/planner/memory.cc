@@ -16,6 +16,7 @@ namespace {
 using Wide = __int128;
 
 constexpr int64_t kFloatBytes = 4;
+constexpr int64_t kCudaWorkspace = 256 << 20;  // of libraries and of kernels
 
 int64_t RoundUp(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
@@ -65,10 +66,16 @@ class WeightSizes {
   WeightType type_;
 };
 
+// Bytes of an element of the rows between ops, and of k and v in a state slot.
+int64_t RowBytes(Device device, const WeightType& weights) {
+  const bool exact = device == Device::kCpu || weights.dtype == DType::kF32;
+  return SizeOf(exact ? DType::kF32 : DType::kBF16);
+}
+
 // One sequence's lightning state in all layers, with k and v of `rows` tokens since the border.
-int64_t StateBytes(const TextConfig& c, int64_t rows) {
-  return c.num_lightning_layers() * c.num_heads * (c.head_dim + 2 * rows) * c.head_dim *
-         kFloatBytes;
+int64_t StateBytes(const TextConfig& c, int64_t rows, int64_t row_bytes) {
+  return c.num_lightning_layers() * c.num_heads * c.head_dim *
+         (c.head_dim * kFloatBytes + 2 * rows * row_bytes);
 }
 
 int64_t KvBytesPerToken(const TextConfig& c, DType kv) {
@@ -125,10 +132,12 @@ Result<MemoryPlan> PlanMemory(const TextConfig& c, const MemoryOptions& o) {
 
   const Wide weights =
       Wide{sizes.Layers(c.num_experts)} + sizes.Head() * (c.tied_embeddings ? 1 : 2);
-  const Wide state = Wide{StateBytes(c, kLightningBlock)} * o.num_sequences;
+  const int64_t row_bytes = RowBytes(o.device, o.weights);
+  const Wide state = Wide{StateBytes(c, kLightningBlock, row_bytes)} * o.num_sequences;
   const Wide sequence_kv = pages * kKvPage * KvBytesPerToken(c, o.kv);
-  const Wide workspace =
-      (rows * ActivationsPerToken(c) + Wide{c.vocab_size} * o.num_sequences) * kFloatBytes;
+  const Wide workspace = rows * ActivationsPerToken(c) * row_bytes +
+                         Wide{c.vocab_size} * o.num_sequences * kFloatBytes +
+                         (o.device == Device::kCuda ? kCudaWorkspace : 0);
 
   constexpr Wide kMax = std::numeric_limits<int64_t>::max();
   const bool kv_fits = sequence_kv <= kMax / o.num_sequences;
@@ -157,8 +166,9 @@ BytesTouched BytesTouchedPerToken(const TextConfig& c, const WeightType& weights
                                   int64_t context) {
   Check(context >= 1, "a token is part of its own context");
   const WeightSizes sizes(c, weights);
+  const int64_t row_bytes = RowBytes(Device::kCpu, weights);
   return {.weights = sizes.Layers(c.num_experts_per_token) + sizes.EmbeddingRow() + sizes.Head(),
-          .state = StateBytes(c, (context - 1) % kLightningBlock + 1),
+          .state = StateBytes(c, (context - 1) % kLightningBlock + 1, row_bytes),
           .kv = KvBytesPerToken(c, kv) * context};
 }
 

@@ -5,9 +5,11 @@
 //             the panels of kernels/gemm/weight.h: 4 or 2 bytes an element, or 1 and a bf16 scale a
 //             group. Norms and router stay float32.
 // state       a lightning layer and sequence: heads x (d x d state + k and v of one block of 64
-//             tokens), float32. The same for every length of context.
+//             tokens), float32; on a GPU k and v are bf16 beside weights that are not float32. The
+//             same for every length of context.
 // KV cache    a softmax layer and sequence: 2 x kv heads x d elements a token, in pages of 64
-// tokens. workspace   activations of one chunk in float32, and the logits of one token a sequence.
+// tokens. workspace   activations of one chunk, float32 or as k and v above, and the logits of one
+// token a sequence.
 //
 // Not counted: the program, its threads' tiles, the tokenizer, and headers of the checkpoint;
 // together below 100 MiB.
@@ -31,6 +33,7 @@ struct MemoryOptions {
   int64_t context_tokens = 4096;  // of each sequence
   int64_t num_sequences = 1;
   int64_t chunk_rows = 512;  // tokens that one step of prefill takes
+  Device device = Device::kCpu;
 };
 
 // In bytes.

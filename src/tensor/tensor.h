@@ -46,9 +46,9 @@ struct Tensor {
   // Contiguous, the last dim fastest.
   template <typename T>
   Tensor(T* memory, std::initializer_list<int64_t> dims)
-      : data(const_cast<std::remove_const_t<T>*>(memory)),
-        dtype(kDTypeOf<T>),
-        rank(static_cast<int>(dims.size())) {
+      : Tensor(kDTypeOf<T>, const_cast<std::remove_const_t<T>*>(memory), dims) {}
+  Tensor(DType type, void* memory, std::initializer_list<int64_t> dims)
+      : data(memory), dtype(type), rank(static_cast<int>(dims.size())) {
     Check(rank <= kMaxRank, "a tensor has at most four dims");
     int d = 0;
     for (int64_t n : dims) shape[static_cast<size_t>(d++)] = n;

@@ -135,6 +135,7 @@ inline TinyTensor& TinyRoom(TinyTensors& all, const std::string& name, DType dty
 
 template <typename T>
 void TinyPut(TinyTensor& tensor, int64_t first, const std::vector<T>& values) {
+  if (values.empty()) return;  // memcpy takes no null pointer, of no bytes either
   std::memcpy(tensor.data.data() + static_cast<size_t>(first) * sizeof(T), values.data(),
               values.size() * sizeof(T));
 }

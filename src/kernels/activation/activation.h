@@ -1,6 +1,8 @@
 // Pointwise functions between the matrix products.
 //
-// Letters   T rows, D width. Everything is float32; rows may be strided.
+// Letters   T rows, D width; rows may be strided.
+// Types     Everything is float32; on a GPU x and shared, gate and up, and logit may be bf16, and
+//           are worked in float32.
 // Errors    Shapes that disagree are our own bug: Check throws.
 #pragma once
 

@@ -11,6 +11,9 @@
 #include <algorithm>
 
 #include "kernels/activation/activation.h"
+#ifdef MM01_CUDA
+#include "kernels/activation/activation_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -88,14 +91,17 @@ HWY_EXPORT(SwiGluTarget);
 HWY_EXPORT(BlendSharedTarget);
 
 void Silu(Queue& queue, const Tensor& x) {
+  MM01_ON_CUDA(queue, Silu(queue, x));
   HWY_DYNAMIC_DISPATCH(SiluTarget)(queue, x);
 }
 
 void SwiGlu(Queue& queue, const Tensor& gate, const Tensor& up) {
+  MM01_ON_CUDA(queue, SwiGlu(queue, gate, up));
   HWY_DYNAMIC_DISPATCH(SwiGluTarget)(queue, gate, up);
 }
 
 void BlendShared(Queue& queue, const Tensor& x, const Tensor& shared, const Tensor& logit) {
+  MM01_ON_CUDA(queue, BlendShared(queue, x, shared, logit));
   HWY_DYNAMIC_DISPATCH(BlendSharedTarget)(queue, x, shared, logit);
 }
 

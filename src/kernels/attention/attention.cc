@@ -5,6 +5,10 @@
 #include <limits>
 
 #include "base/check.h"
+#include "kernels/rope/rope.h"
+#ifdef MM01_CUDA
+#include "kernels/attention/attention_cuda.h"
+#endif
 
 namespace mm01 {
 namespace {
@@ -50,6 +54,11 @@ void Store(Queue& queue, const KvStoreArgs& a) {
 }  // namespace
 
 void KvStore(Queue& queue, const KvStoreArgs& args) {
+  MM01_ON_CUDA(queue, KvStore(queue, args));
+  if (!args.cos.empty()) {
+    Rope(queue, args.k, args.cos, args.sin);
+    if (!args.q.empty()) Rope(queue, args.q, args.cos, args.sin);
+  }
   if (args.kv.k.dtype == DType::kBF16) {
     Store<bf16>(queue, args);
   } else {
@@ -59,6 +68,7 @@ void KvStore(Queue& queue, const KvStoreArgs& args) {
 
 void MergeAttention(Queue& queue, const Tensor& out, const Tensor& lse, const Tensor& other,
                     const Tensor& other_lse) {
+  MM01_ON_CUDA(queue, MergeAttention(queue, out, lse, other, other_lse));
   const auto o = out.As<float, 3>();
   const auto l = lse.As<float, 2>();
   const auto p = other.As<const float, 3>();

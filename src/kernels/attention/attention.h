@@ -12,6 +12,19 @@
 //           B = kKvPage tokens a page.
 // Cost      4 K flops a visible key and head; a decode step reads every page of its sequence once.
 // Errors    Shapes that disagree are our own bug: Check throws.
+//
+// On a GPU q, k, v and out are float32 or bf16, all of one type, pages are plain rows and have no
+// scales, and a sequence of more than kDecodeRows rows in max_rows takes another path:
+//
+//   prefill   keys in tiles of 128 from the cache's first, folded in order
+//   decode    keys in splits of 512 up to key 16,384 and of 1,024 after it, merged in order; holds
+//             H (K + 2) floats a row and split, for which the pages of all sequences together are
+//             taken to be no more than the pool's
+//
+// A row has the same bits in every chunking and batch that takes the same path; paths differ in the
+// last bits. Fast are bf16 with K = 64 or 128 and 16-byte aligned rows, decode for H / G up to 16;
+// everything else, scales and K up to 768, runs by a plain kernel with float32 sums. T and the
+// tokens of a sequence stay below 2^30, N below 65,536.
 #pragma once
 
 #include <cstdint>
@@ -22,22 +35,30 @@
 namespace mm01 {
 
 inline constexpr int64_t kKvPage = 64;  // the grid of the lightning state, so that borders coincide
+inline constexpr int64_t kDecodeRows = 4;  // on a GPU: of a sequence, at most, to be decoded
 
 // One layer's cache. Elements are float32 or bf16 and stand for themselves times the page's scale.
 struct PagedKv {
-  Tensor k;        // [P, G, K * B]  [B / 16][K][16] within a page
+  Tensor k;        // [P, G, K * B]  [B / 16][K][16] within a page; [B][K] on a GPU
   Tensor v;        // [P, G, B * V]  [B][V] within a page
-  Tensor k_scale;  // [P, G]         float32
-  Tensor v_scale;  // [P, G]         float32
+  Tensor k_scale;  // [P, G]         float32; empty, of a GPU's cache: 1
+  Tensor v_scale;  // [P, G]         float32; empty, of a GPU's cache: 1
 };
 
 struct KvStoreArgs {
-  Tensor k, v;         // [T, G, K]  float32, k with RoPE applied; may be strided
+  Tensor k, v;         // [T, G, K]  float32, k with RoPE applied or yet to be; may be strided
   Tensor cu_seqlens;   // [N + 1]    int64
   Tensor position;     // [N]        int64: position of each sequence's first row
   Tensor kv_start;     // [N]        int64: position of the cache's first key, 0 but for ranks
   Tensor block_table;  // [N, M]     int32: page of position p is block_table[n][(p - kv_start) / B]
+  int64_t max_rows = 0;  // most rows of one sequence, where the tensors are on a GPU
   PagedKv kv;
+
+  // Empty, or rotary positions to be applied on the way (rope.h): to k as it is written, to q in
+  // place. Of the rows of k nothing is promised afterwards.
+  Tensor q = {};    // [T, H, K]     may be empty, may be strided
+  Tensor cos = {};  // [T, R / 2]    float32
+  Tensor sin = {};  // [T, R / 2]    float32
 };
 
 // Writes rows into their pages, dividing by the page's scale and rounding to the cache's element
@@ -52,6 +73,7 @@ struct AttentionArgs {
                        //            before it see nothing: out 0, lse -inf
   Tensor kv_length;    // [N]        int64: keys in the cache from kv_start on
   Tensor block_table;  // [N, M]     int32: page of position p is block_table[n][(p - kv_start) / B]
+  int64_t max_rows = 0;  // most rows of one sequence, where the tensors are on a GPU
   PagedKv kv;
   Tensor out;  // [T, H, V]  float32
   Tensor lse;  // [T, H]     float32: log of the sum of exp(scale q.k); may be empty

@@ -18,6 +18,9 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
+#ifdef MM01_CUDA
+#include "kernels/attention/attention_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -364,6 +367,7 @@ namespace mm01 {
 HWY_EXPORT(AttentionTarget);
 
 void Attention(Queue& queue, const AttentionArgs& args) {
+  MM01_ON_CUDA(queue, Attention(queue, args));
   HWY_DYNAMIC_DISPATCH(AttentionTarget)(queue, args);
 }
 

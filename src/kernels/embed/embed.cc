@@ -3,10 +3,14 @@
 #include <algorithm>
 
 #include "base/check.h"
+#ifdef MM01_CUDA
+#include "kernels/embed/embed_cuda.h"
+#endif
 
 namespace mm01 {
 
 void Embed(Queue& queue, const EmbedArgs& a) {
+  MM01_ON_CUDA(queue, Embed(queue, a));
   const auto ids = a.ids.As<const int32_t, 1>();
   const auto out = a.out.As<float, 2>();
   const int64_t width = a.weight->k();

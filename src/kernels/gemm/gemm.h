@@ -1,14 +1,21 @@
-// Matrix products with weights:  out[m, n] = sum over k of x[m, k] w[n, k].
+// Matrix products with weights:  out[m, n] = f(sum over k of x[m, k] w[n, k]).
 //
-// Letters   M rows (tokens), N outputs, K inputs.
-// Types     x and out float32; w float32, bf16 or int8, decoded exactly; sums in float32.
+// Letters   M rows (tokens), N outputs, K inputs. Rows of x and out may be strided.
+// Types     x and out float32, on a GPU also bf16, each for itself; w float32, bf16 or int8,
+//           decoded exactly; sums and f in float32, rounded once.
 // Order     k is cut into blocks of 256 from 0, for int8 into its groups. A block is summed in one
 //           chain from zero, an int8 one is multiplied by its scale, and blocks are added in order.
 //           So a row's bits depend on that row and on w alone: not on M, on the
 //           number of threads, or on where the row stands. A product over part of k (tensor ranks)
 //           rounds differently.
+// On a GPU  There are two orders: one for at most kFewRows rows (decode), one for more (prefill). A
+//           row's bits are the same for every M on the same side, and alone or through GemmMany.
+//           With many rows of bf16 an int8 weight is rounded to bf16 on the way, and f is applied
+//           to what has been rounded to the type of out. No kernel of the queue may write w without
+//           a Wait after it: w is fetched while kernels ahead in the queue still run.
 // Cost      2 M N K flops. One row reads every byte of w once and is as fast as memory.
-// Errors    Shapes that disagree are our own bug: Check throws.
+// Errors    Shapes that disagree are our own bug: Check throws. Many rows on a GPU need cuBLASLt:
+//           DeviceError where it is missing.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +27,15 @@
 
 namespace mm01 {
 
+inline constexpr int64_t kFewRows = 128;
+
+enum class Activation { kNone, kSilu };  // f: the number itself, or x sigmoid(x)
+
 struct GemmArgs {
-  Tensor x;         // [M, K] float32
+  Tensor x;         // [M, K]
   const Weight* w;  // [N, K]
-  Tensor out;       // [M, N] float32, overwritten
+  Tensor out;       // [M, N], overwritten
+  Activation activation = Activation::kNone;
 };
 
 void Gemm(Queue& queue, const GemmArgs& args);

@@ -12,7 +12,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "kernels/activation/activation.h"
 #include "kernels/gemm/gemm.h"
+#ifdef MM01_CUDA
+#include "kernels/gemm/gemm_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -267,10 +271,15 @@ namespace mm01 {
 HWY_EXPORT(GemmManyTarget);
 
 void GemmMany(Queue& queue, std::span<const GemmArgs> problems) {
+  MM01_ON_CUDA(queue, GemmMany(queue, problems));
   HWY_DYNAMIC_DISPATCH(GemmManyTarget)(queue, problems);
+  for (const GemmArgs& p : problems) {
+    if (p.activation == Activation::kSilu) Silu(queue, p.out);
+  }
 }
 
 void Gemm(Queue& queue, const GemmArgs& args) {
+  MM01_ON_CUDA(queue, Gemm(queue, args));
   GemmMany(queue, {&args, 1});
 }
 

@@ -18,7 +18,12 @@
 //
 // Letters   N sequences, T rows of all of them, H heads, K = V = head dim (a multiple of 16),
 //           P slots, B = kLightningBlock.
-// Units     slope is in nats a token, > 0. Everything is float32.
+// Units     slope is in nats a token, > 0. Everything is float32; on a GPU q, k, v, out and the
+//           slot's rows may all be bf16, S stays float32.
+// On a GPU  The slot's rows are plain: [P, H, B, K] and [P, H, B, V]. Two kernels: one for calls of
+//           at most one row a sequence (max_rows 1), one for all others. Within each, bits depend
+//           on nothing but the sequence; the two round differently (float32: 1e-6, bf16: the last
+//           bit of o), so where prefill gives way to decode shows in the last bits.
 // Cost      a row: 4 K V + 4 K (r+1) flops a head. A slot: (K V + 2 B K) floats a head.
 // Errors    Shapes that disagree are our own bug: Check throws.
 // Sources   [LA2] Lightning Attention-2, arXiv:2401.04658. [MM01] MiniMax-01, arXiv:2501.08313.
@@ -47,18 +52,19 @@ std::vector<float> LightningSlopes(SlopeRule rule, int64_t num_heads, int64_t la
 
 struct LightningState {
   Tensor s;       // [P, H, K, V]  at the last border
-  Tensor k_rows;  // [P, H, K * B] rows since, [B / 16][K][16]
+  Tensor k_rows;  // [P, H, K * B] rows since, [B / 16][K][16]; on a GPU [B][K]
   Tensor v_rows;  // [P, H, B * V] rows since, [B][V]
 };
 
 struct LightningArgs {
-  Tensor q, k, v;     // [T, H, K]  float32, rows of all sequences end to end; may be strided
-  Tensor slope;       // [H]        float32
-  Tensor cu_seqlens;  // [N + 1]    int64: rows cu_seqlens[n] .. cu_seqlens[n+1]-1 are sequence n
-  Tensor position;    // [N]        int64: tokens in the slot before this call
-  Tensor slot;        // [N]        int32: rows of the state, none twice
+  Tensor q, k, v;        // [T, H, K]  rows of all sequences end to end; may be strided alike
+  Tensor slope;          // [H]        float32
+  Tensor cu_seqlens;     // [N + 1]    int64: rows cu_seqlens[n] .. cu_seqlens[n+1]-1 are sequence n
+  Tensor position;       // [N]        int64: tokens in the slot before this call
+  Tensor slot;           // [N]        int32: rows of the state, none twice
+  int64_t max_rows = 0;  // on a GPU: the most rows of one sequence; 0 if nobody knows
   LightningState state;
-  Tensor out;  // [T, H, V]  float32
+  Tensor out;  // [T, H, V]
 };
 
 // Any number of new tokens for each of N sequences: prefill and decode are the same call. A
@@ -71,7 +77,7 @@ void LightningFinalState(Queue& queue, const LightningState& state, int64_t slot
 
 // For ranks that split the sequence. Every rank runs Lightning from an empty slot, and adds what
 // came before its first row when it knows it:  out_t += exp(-slope (t+1)) q_t S_in, t = 0 .. T-1 of
-// one sequence. q, out: [T, H, K]; s_in: [H, K, V].
+// one sequence. q, out: [T, H, K]; s_in: [H, K, V], float32.
 void LightningAddIncoming(Queue& queue, const Tensor& q, const Tensor& slope, const Tensor& s_in,
                           const Tensor& out);
 

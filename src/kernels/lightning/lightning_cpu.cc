@@ -15,6 +15,9 @@
 #include <cstring>
 
 #include "kernels/lightning/lightning.h"
+#ifdef MM01_CUDA
+#include "kernels/lightning/lightning_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -218,16 +221,19 @@ HWY_EXPORT(LightningFinalStateTarget);
 HWY_EXPORT(LightningAddIncomingTarget);
 
 void Lightning(Queue& queue, const LightningArgs& args) {
+  MM01_ON_CUDA(queue, Lightning(queue, args));
   HWY_DYNAMIC_DISPATCH(LightningTarget)(queue, args);
 }
 
 void LightningFinalState(Queue& queue, const LightningState& state, int64_t slot, int64_t position,
                          const Tensor& slope, const Tensor& out) {
+  MM01_ON_CUDA(queue, LightningFinalState(queue, state, slot, position, slope, out));
   HWY_DYNAMIC_DISPATCH(LightningFinalStateTarget)(queue, state, slot, position, slope, out);
 }
 
 void LightningAddIncoming(Queue& queue, const Tensor& q, const Tensor& slope, const Tensor& s_in,
                           const Tensor& out) {
+  MM01_ON_CUDA(queue, LightningAddIncoming(queue, q, slope, s_in, out));
   HWY_DYNAMIC_DISPATCH(LightningAddIncomingTarget)(queue, q, slope, s_in, out);
 }
 

@@ -7,6 +7,9 @@
 #include "base/check.h"
 #include "kernels/activation/activation.h"
 #include "kernels/gemm/gemm.h"
+#ifdef MM01_CUDA
+#include "kernels/moe/moe_cuda.h"
+#endif
 
 namespace mm01 {
 
@@ -125,6 +128,23 @@ void Combine(Queue& queue, const Dispatch& d, const Tensor& rows_tensor, const T
       }
     }
   });
+}
+
+void Moe(Queue& queue, const MoeArgs& a) {
+  MM01_ON_CUDA(queue, Moe(queue, a));
+  const int64_t tokens = a.x.dim(0), width = a.x.dim(1), num_experts = a.router->n();
+  Check(a.router->k() == width && std::ssize(a.experts) == num_experts, "Moe: shapes disagree");
+  Scratch scratch(queue);
+  const Tensor experts(scratch.Get<int32_t>(tokens * a.k), {tokens, a.k});
+  const Tensor weights = scratch.GetRows(DType::kF32, tokens, a.k);
+  Gemm(queue, {a.x, a.router, a.logits});
+  Route(queue, {.logits = a.logits, .experts = experts, .weights = weights});
+  const Dispatch d = MakeDispatch(experts, weights, num_experts);
+  const Tensor in = scratch.GetRows(DType::kF32, d.num_rows(), width);
+  const Tensor out = scratch.GetRows(DType::kF32, d.num_rows(), width);
+  GatherRows(queue, a.x, d.token, in);
+  Experts(queue, {.x = in, .offset = d.offset, .experts = a.experts, .out = out});
+  Combine(queue, d, out, a.out);
 }
 
 }  // namespace mm01

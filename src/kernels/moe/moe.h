@@ -64,4 +64,25 @@ void Experts(Queue& queue, const ExpertsArgs& args);
 // y: [T, D] overwritten; rows: [R, D]
 void Combine(Queue& queue, const Dispatch& dispatch, const Tensor& rows, const Tensor& y);
 
+inline constexpr int64_t kFewMoeRows = 128;  // rows T k that take a GPU's path for decode
+
+struct MoeArgs {
+  Tensor x;                                // [T, D]  on a GPU float32 or bf16
+  const Weight* router;                    // [E, D]  float32
+  int64_t k = 0;                           //         experts a token
+  std::span<const ExpertWeights> experts;  // [E]     on a GPU one stack (Weight::Stack)
+  Tensor logits;                           // [T, E]  float32, the router's, for those who look
+  Tensor out;                              // [T, D]  as x
+};
+
+// The whole layer where one rank has all experts: router, Route, Dispatch, Experts and Combine,
+// with the bits of the calls one by one.
+//
+// On a GPU E <= 256, k <= 8, and x is float32 or bf16. With bf16 there are two orders of sums, one
+// for T k up to kFewMoeRows (decode) and one for more (prefill); a token's bits are the same for
+// every T on the same side. The products of w1 and w3 meet in float32, h is rounded to bf16; with
+// many rows so are an expert's results, and an int8 weight times its scale. With few, int8 is exact
+// and each expert chosen is read once. float32 has one order for all T.
+void Moe(Queue& queue, const MoeArgs& args);
+
 }  // namespace mm01

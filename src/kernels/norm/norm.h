@@ -2,9 +2,12 @@
 //
 //   norm(x) = weight * x / sqrt(mean(x^2) + eps)
 //
-// Letters   T rows, D width. Everything is float32; rows may be strided.
-// Order     a row's sum of squares is taken in 16 lanes, folded in halves: a function of the row
-// alone. Errors    Shapes that disagree are our own bug: Check throws.
+// Letters   T rows, D width; rows may be strided. On a GPU D is at most 49,152.
+// Types     Everything is float32. On a GPU x, branch, gate, sum and out may each be bf16, and are
+//           worked in float32; out is the norm of the sum before that is rounded.
+// Order     A row's sum of squares is taken in 16 lanes, on a GPU in more, folded in halves: a
+//           function of the row alone.
+// Errors    Shapes that disagree are our own bug: Check throws.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +49,8 @@ struct GatedNormArgs {
   Tensor gate;    // [T, D]
   Tensor weight;  // [D]
   float eps = 1e-6f;
-  Tensor squares;  // [T]     the sum of squares over the whole row, from SumOfSquares
+  Tensor squares;  // [T]     the sum of squares over the whole row, from SumOfSquares; may be
+                   //         empty where x is the whole row: then it is worked out here
   int64_t width;   //         numbers in the whole row, D or more
   Tensor out;      // [T, D]  may be x
 };

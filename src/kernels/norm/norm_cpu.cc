@@ -13,6 +13,9 @@
 #include <cmath>
 
 #include "kernels/norm/norm.h"
+#ifdef MM01_CUDA
+#include "kernels/norm/norm_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -116,18 +119,20 @@ void SumOfSquaresTarget(Queue& queue, const Tensor& x_tensor, const Tensor& out_
 
 void GatedNormTarget(Queue& queue, const GatedNormArgs& a) {
   const auto x = a.x.As<const float, 2>(), gate = a.gate.As<const float, 2>();
-  const auto weight = a.weight.As<const float, 1>(), squares = a.squares.As<const float, 1>();
+  const auto weight = a.weight.As<const float, 1>();
   const auto out = a.out.As<float, 2>();
+  const bool whole = a.squares.empty();
+  const auto squares = whole ? View<const float, 1>{} : a.squares.As<const float, 1>();
   const int64_t n = x.dim(1);
   Check(gate.shape == x.shape && out.shape == x.shape && weight.dim(0) == n &&
-            squares.dim(0) == x.dim(0) && a.width >= n,
+            (whole ? a.width == n : squares.dim(0) == x.dim(0) && a.width >= n),
         "GatedNorm: shapes disagree");
   ForRows(queue, x.dim(0), [&](int64_t r) {
     const F32 d;
-    const float scale = InverseRoot(squares(r), a.width, a.eps);
-    const VF vscale = hn::Set(d, scale);
     const float *in = &x(r, 0), *g = &gate(r, 0), *w = weight.data;
     float* o = &out(r, 0);
+    const float scale = InverseRoot(whole ? Squares(in, n) : squares(r), a.width, a.eps);
+    const VF vscale = hn::Set(d, scale);
     ForEach(
         n,
         [&](int64_t i) {
@@ -151,18 +156,22 @@ HWY_EXPORT(SumOfSquaresTarget);
 HWY_EXPORT(GatedNormTarget);
 
 void AddNorm(Queue& queue, const AddNormArgs& args) {
+  MM01_ON_CUDA(queue, AddNorm(queue, args));
   HWY_DYNAMIC_DISPATCH(AddNormTarget)(queue, args);
 }
 
 void AddResidual(Queue& queue, const AddResidualArgs& args) {
+  MM01_ON_CUDA(queue, AddResidual(queue, args));
   HWY_DYNAMIC_DISPATCH(AddResidualTarget)(queue, args);
 }
 
 void SumOfSquares(Queue& queue, const Tensor& x, const Tensor& out) {
+  MM01_ON_CUDA(queue, SumOfSquares(queue, x, out));
   HWY_DYNAMIC_DISPATCH(SumOfSquaresTarget)(queue, x, out);
 }
 
 void GatedNorm(Queue& queue, const GatedNormArgs& args) {
+  MM01_ON_CUDA(queue, GatedNorm(queue, args));
   HWY_DYNAMIC_DISPATCH(GatedNormTarget)(queue, args);
 }
 

@@ -4,11 +4,15 @@
 #include <vector>
 
 #include "base/check.h"
+#ifdef MM01_CUDA
+#include "kernels/rope/rope_cuda.h"
+#endif
 
 namespace mm01 {
 
 void RopeTable(Queue& queue, const Tensor& position, double theta, const Tensor& cos_tensor,
                const Tensor& sin_tensor) {
+  MM01_ON_CUDA(queue, RopeTable(queue, position, theta, cos_tensor, sin_tensor));
   const auto p = position.As<const int64_t, 1>();
   const auto c = cos_tensor.As<float, 2>(), s = sin_tensor.As<float, 2>();
   Check(c.shape == s.shape && c.dim(0) == p.dim(0), "RopeTable: shapes disagree");
@@ -29,6 +33,7 @@ void RopeTable(Queue& queue, const Tensor& position, double theta, const Tensor&
 
 void Rope(Queue& queue, const Tensor& x_tensor, const Tensor& cos_tensor,
           const Tensor& sin_tensor) {
+  MM01_ON_CUDA(queue, Rope(queue, x_tensor, cos_tensor, sin_tensor));
   const auto x = x_tensor.As<float, 3>();
   const auto c = cos_tensor.As<const float, 2>(), s = sin_tensor.As<const float, 2>();
   const int64_t half = c.dim(1);

@@ -21,7 +21,7 @@ namespace mm01 {
 void RopeTable(Queue& queue, const Tensor& position, double theta, const Tensor& cos,
                const Tensor& sin);
 
-// Turns x in place.  x: [T, H, D] float32, may be strided.
+// Turns x in place.  x: [T, H, D] float32, on a GPU also bf16 worked in float32; may be strided.
 void Rope(Queue& queue, const Tensor& x, const Tensor& cos, const Tensor& sin);
 
 }  // namespace mm01

@@ -11,9 +11,10 @@
 #pragma once
 
 #include <cstdint>
-#include <string_view>
+#include <span>
 #include <vector>
 
+#include "device/graph.h"
 #include "device/queue.h"
 #include "model/text01/state.h"
 #include "model/text01/weights.h"
@@ -38,7 +39,8 @@ enum class TapPoint { kEmbedding, kRouterLogits, kLayerOutput, kFinalNorm };
 class TapSink {
  public:
   virtual ~TapSink() = default;
-  // `layer` is -1 outside layers. `values` [T, *] is valid during the call.
+  // `layer` is -1 outside layers. `values` [T, *] are float32 in the CPU's memory, valid during the
+  // call.
   virtual void Tap(TapPoint point, int64_t layer, const Tensor& values) = 0;
 };
 
@@ -49,14 +51,22 @@ struct TextModel {
   TextState& state;
   Mesh mesh = Mesh::Single();
   TapSink* taps = nullptr;
+  GraphCache* graphs = nullptr;  // for steps of one token a sequence; may be null
+
+  // For TapSink: `values` may be float32 or bf16, on any device.
+  void Tap(TapPoint point, int64_t layer, const Tensor& values) const;
 };
 
-// Runs the batch, advances its sequences, and leaves what the head reads in `hidden` [T, D]
-// float32. With a sequence group of several ranks, each rank gives its own part of one prompt, in
-// an empty slot opened at the position of its first row.
+// Runs the batch, advances its sequences, and leaves what the head reads in `hidden` [T, D] of
+// type TextWeights::activations(), on the model's device. `batch` is in the CPU's memory. With a
+// sequence group of several ranks, each rank gives its own part of one prompt, in an empty slot
+// opened at the position of its first row.
 void Forward(const TextModel& model, const TextBatch& batch, const Tensor& hidden);
 
-// The logits of rows of `hidden` [R, D]: out [R, V] float32, -inf where no token is.
+// The logits of rows of `hidden` [R, D]: out [R, V] float32 on the model's device, -inf where no
+// token is.
 void Logits(const TextModel& model, const Tensor& hidden, const Tensor& out);
+// The same into the CPU's memory, R V numbers.
+void LogitsToHost(const TextModel& model, const Tensor& hidden, std::span<float> out);
 
 }  // namespace mm01

@@ -62,7 +62,8 @@ class ReferenceModel {
     }
     for (const TextLayer& layer : w_.layers) Layer(layer, h);
     Rows logits;
-    for (const Row& x : h) logits.push_back(Times(w_.head(), Norm(x, w_.final_norm, c_.norm_eps)));
+    for (const Row& x : h)
+      logits.push_back(Times(w_.head(), Norm(x, w_.final_norm.values(), c_.norm_eps)));
     return logits;
   }
 
@@ -70,12 +71,12 @@ class ReferenceModel {
   void Layer(const TextLayer& layer, Rows& h) {
     const bool lightning = layer.kind == LayerKind::kLightning;
     Rows x;
-    for (const Row& r : h) x.push_back(Norm(r, layer.input_norm, c_.norm_eps));
+    for (const Row& r : h) x.push_back(Norm(r, layer.input_norm.values(), c_.norm_eps));
     const Rows attended = lightning ? Lightning(layer.lightning, x) : Softmax(layer.softmax, x);
     const Residual& r = lightning ? c_.lightning_residual : c_.softmax_residual;
     for (size_t t = 0; t < h.size(); ++t) {
       Add(h[t], c_.post_norm ? x[t] : h[t], r, attended[t]);
-      const Row y = Norm(h[t], layer.mlp_norm, c_.norm_eps);
+      const Row y = Norm(h[t], layer.mlp_norm.values(), c_.norm_eps);
       Add(h[t], c_.post_norm ? y : h[t], c_.mlp_residual, Mlp(layer.mlp, y));
     }
   }
@@ -94,7 +95,7 @@ class ReferenceModel {
       Row o(heads * dim, 0.0);
       for (size_t h = 0; h < heads; ++h) {
         const double* q = &qkv[3 * h * dim];
-        const double kept = std::exp(-static_cast<double>(l.slope[h]));
+        const double kept = std::exp(-static_cast<double>(l.slope.values()[h]));
         for (size_t i = 0; i < dim; ++i) {
           for (size_t j = 0; j < dim; ++j) {
             double& s = state[(h * dim + i) * dim + j];
@@ -103,7 +104,7 @@ class ReferenceModel {
           }
         }
       }
-      o = Norm(o, l.norm, c_.lightning_norm_eps);
+      o = Norm(o, l.norm.values(), c_.lightning_norm_eps);
       const Row gate = Times(l.gate, row);
       for (size_t i = 0; i < o.size(); ++i) o[i] *= Sigmoid(gate[i]);
       out.push_back(Times(l.out, o));

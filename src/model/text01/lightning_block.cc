@@ -1,4 +1,3 @@
-#include "kernels/activation/activation.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/norm/norm.h"
 #include "model/text01/blocks.h"
@@ -14,47 +13,50 @@ void LightningBlock(const TextModel& m, const Step& step, int64_t layer, const T
   const int64_t width = heads * dim;
 
   Scratch scratch(m.queue);
-  float* qkv = scratch.Get<float>(rows * 3 * width);
-  const Tensor fused(qkv, {rows, 3 * width});
-  const Tensor gate(scratch.Get<float>(rows * width), {rows, width});
-  float* o = scratch.Get<float>(rows * width);
-  const Tensor attended(o, {rows, heads, dim}), flat(o, {rows, width});
-  const Tensor squares(scratch.Get<float>(rows), {rows});
+  const DType type = m.weights.activations();
+  const Tensor fused = scratch.GetRows(type, rows, 3 * width);
+  const Tensor gate = scratch.GetRows(type, rows, width);
+  const Tensor flat = scratch.GetRows(type, rows, width);
+  const Tensor attended(type, flat.data, {rows, heads, dim});
+  Tensor squares;  // of the whole row, where ranks hold parts of it
 
-  const GemmArgs projections[] = {{x, &w.qkv, fused}, {x, &w.gate, gate}};
+  const GemmArgs projections[] = {{x, &w.qkv, fused, Activation::kSilu}, {x, &w.gate, gate}};
   GemmMany(m.queue, projections);
-  Silu(m.queue, fused);
 
   // Head h of row t: q, k and v side by side.
   const auto third = [&](int64_t i) {
-    Tensor t(qkv + i * dim, {rows, heads, dim});
+    Tensor t(type, static_cast<std::byte*>(fused.data) + i * dim * SizeOf(type),
+             {rows, heads, dim});
     t.stride = {3 * width, 3 * dim, 1};
     return t;
   };
-  const Tensor slope(w.slope.data(), {heads});
   const LightningArgs args{.q = third(0),
                            .k = third(1),
                            .v = third(2),
-                           .slope = slope,
+                           .slope = w.slope.tensor(),
                            .cu_seqlens = step.cu_seqlens(),
                            .position = step.held(),
                            .slot = step.slot(),
+                           .max_rows = step.max_rows(),
                            .state = m.state.lightning(layer),
                            .out = attended};
   Lightning(m.queue, args);
   if (m.mesh.sequence->size() > 1) AddEarlierRanks(m.queue, *m.mesh.sequence, args);
 
-  SumOfSquares(m.queue, flat, squares);
-  m.mesh.tensor->AllReduceSum({squares.As<float, 1>().data, static_cast<size_t>(rows)});
+  if (m.mesh.tensor->size() > 1) {
+    squares = Tensor(scratch.Get<float>(rows), {rows});
+    SumOfSquares(m.queue, flat, squares);
+    SumOverRanks(*m.mesh.tensor, squares);
+  }
   GatedNorm(m.queue, {.x = flat,
                       .gate = gate,
-                      .weight = Tensor(w.norm.data(), {width}),
+                      .weight = w.norm.tensor(),
                       .eps = static_cast<float>(c.lightning_norm_eps),
                       .squares = squares,
                       .width = c.num_heads * dim,
                       .out = flat});
   Gemm(m.queue, {flat, &w.out, out});
-  m.mesh.tensor->AllReduceSum({out.As<float, 2>().data, static_cast<size_t>(out.size())});
+  SumOverRanks(*m.mesh.tensor, out);
 }
 
 }  // namespace mm01

@@ -24,17 +24,19 @@ TextState::TextState(const TextConfig& config, const Shard& shard, const StateSi
   for (LayerKind kind : kinds_) {
     LayerMemory m;
     if (kind == LayerKind::kLightning) {
-      m.s = Buffer(sizes.num_slots * heads_ * dim_ * dim_ * SizeOf(DType::kF32));
-      m.k_rows = Buffer(rows * SizeOf(DType::kF32));
-      m.v_rows = Buffer(rows * SizeOf(DType::kF32));
+      m.s = Buffer(sizes.num_slots * heads_ * dim_ * dim_ * SizeOf(DType::kF32), sizes.device);
+      m.k_rows = Buffer(rows * SizeOf(sizes.row_type), sizes.device);
+      m.v_rows = Buffer(rows * SizeOf(sizes.row_type), sizes.device);
       lightning_bytes_ += m.s.bytes() + m.k_rows.bytes() + m.v_rows.bytes();
     } else {
-      m.k = Buffer(num_pages_ * page);
-      m.v = Buffer(num_pages_ * page);
-      m.k_scale = Buffer(num_pages_ * kv_heads_ * SizeOf(DType::kF32));
-      m.v_scale = Buffer(num_pages_ * kv_heads_ * SizeOf(DType::kF32));
-      std::fill_n(m.k_scale.As<float>(), num_pages_ * kv_heads_, 1.0f);
-      std::fill_n(m.v_scale.As<float>(), num_pages_ * kv_heads_, 1.0f);
+      m.k = Buffer(num_pages_ * page, sizes.device);
+      m.v = Buffer(num_pages_ * page, sizes.device);
+      if (sizes.device == Device::kCpu) {
+        m.k_scale = Buffer(num_pages_ * kv_heads_ * SizeOf(DType::kF32));
+        m.v_scale = Buffer(num_pages_ * kv_heads_ * SizeOf(DType::kF32));
+        std::fill_n(m.k_scale.As<float>(), num_pages_ * kv_heads_, 1.0f);
+        std::fill_n(m.v_scale.As<float>(), num_pages_ * kv_heads_, 1.0f);
+      }
       page_bytes_ += 2 * page;
     }
     layers_.push_back(std::move(m));
@@ -106,9 +108,12 @@ LightningState TextState::lightning(int64_t layer) const {
   Check(kinds_[static_cast<size_t>(layer)] == LayerKind::kLightning, "not a lightning layer");
   const LayerMemory& m = layers_[static_cast<size_t>(layer)];
   const int64_t n = sizes_.num_slots, row = kLightningBlock * dim_;
+  const auto rows = [&](const Buffer& b) {
+    return Tensor(sizes_.row_type, b.data(), {n, heads_, row});
+  };
   return {.s = Tensor(m.s.As<float>(), {n, heads_, dim_, dim_}),
-          .k_rows = Tensor(m.k_rows.As<float>(), {n, heads_, row}),
-          .v_rows = Tensor(m.v_rows.As<float>(), {n, heads_, row})};
+          .k_rows = rows(m.k_rows),
+          .v_rows = rows(m.v_rows)};
 }
 
 PagedKv TextState::kv(int64_t layer) const {
@@ -116,13 +121,13 @@ PagedKv TextState::kv(int64_t layer) const {
   const LayerMemory& m = layers_[static_cast<size_t>(layer)];
   const int64_t row = kKvPage * dim_;
   const auto pool = [&](const Buffer& b) {
-    return sizes_.kv_type == DType::kBF16 ? Tensor(b.As<bf16>(), {num_pages_, kv_heads_, row})
-                                          : Tensor(b.As<float>(), {num_pages_, kv_heads_, row});
+    return Tensor(sizes_.kv_type, b.data(), {num_pages_, kv_heads_, row});
   };
-  return {.k = pool(m.k),
-          .v = pool(m.v),
-          .k_scale = Tensor(m.k_scale.As<float>(), {num_pages_, kv_heads_}),
-          .v_scale = Tensor(m.v_scale.As<float>(), {num_pages_, kv_heads_})};
+  const auto scales = [&](const Buffer& b) {
+    return b.bytes() ? Tensor(b.As<float>(), {num_pages_, kv_heads_}) : Tensor();
+  };
+  return {
+      .k = pool(m.k), .v = pool(m.v), .k_scale = scales(m.k_scale), .v_scale = scales(m.v_scale)};
 }
 
 int64_t TextState::kv_bytes_used() const {

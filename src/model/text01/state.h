@@ -5,7 +5,7 @@
 // A sequence may begin at a position other than 0 only where ranks split it: then this rank holds
 // the tokens from `begin` on.
 //
-// Memory    a slot: (K V + 2 B K) floats a head and lightning layer, whatever the length.
+// Memory    a slot: K V floats and 2 B K elements a head and lightning layer, whatever the length.
 //           a page: 2 B K elements a kv head and softmax layer for B = 64 tokens.
 // Errors    Running out of slots or pages is TooLarge, with the numbers.
 #pragma once
@@ -27,6 +27,8 @@ struct StateSizes {
   int64_t num_slots = 1;   // sequences at a time
   int64_t max_tokens = 0;  // of all sequences together, rounded up to pages for each
   DType kv_type = DType::kF32;
+  Device device = Device::kCpu;
+  DType row_type = DType::kF32;  // of the k and v rows in a slot: bf16 only on a GPU
 };
 
 class TextState {
@@ -54,6 +56,8 @@ class TextState {
   PagedKv kv(int64_t layer) const;
 
   DType kv_type() const { return sizes_.kv_type; }
+  DType row_type() const { return sizes_.row_type; }
+  Device device() const { return sizes_.device; }
   int64_t num_slots() const { return sizes_.num_slots; }
   int64_t num_pages() const { return num_pages_; }
   int64_t max_tokens() const { return num_pages_ * kKvPage; }
@@ -69,7 +73,7 @@ class TextState {
   };
   struct LayerMemory {
     Buffer s, k_rows, v_rows;       // lightning
-    Buffer k, v, k_scale, v_scale;  // softmax
+    Buffer k, v, k_scale, v_scale;  // softmax; a GPU has no scales
   };
 
   const Sequence& sequence(int32_t slot) const;

@@ -13,29 +13,29 @@ class Step {
  public:
   Step(const TextModel& model, const TextBatch& batch);
 
-  int64_t num_rows() const { return cu_seqlens_.back(); }
-  int64_t num_sequences() const { return static_cast<int64_t>(slot_.size()); }
+  int64_t num_rows() const { return num_rows_; }
+  int64_t num_sequences() const { return num_sequences_; }
+  int64_t max_rows() const { return max_rows_; }  // of one sequence
 
-  Tensor cu_seqlens() const { return Tensor(cu_seqlens_.data(), {num_sequences() + 1}); }
-  Tensor slot() const { return Tensor(slot_.data(), {num_sequences()}); }
-  Tensor held() const { return Tensor(held_.data(), {num_sequences()}); }      // tokens before
-  Tensor length() const { return Tensor(length_.data(), {num_sequences()}); }  // and with these
-  Tensor begin() const { return Tensor(begin_.data(), {num_sequences()}); }    // of the sequence
-  Tensor position() const {
-    return Tensor(position_.data(), {num_sequences()});
-  }  // of the first row
-  Tensor block_table() const { return Tensor(table_.data(), {num_sequences(), table_width_}); }
-  Tensor cos() const { return Tensor(cos_.data(), {num_rows(), half_}); }
-  Tensor sin() const { return Tensor(sin_.data(), {num_rows(), half_}); }
+  // All that ops depend on beside the contents of memory (device/graph.h).
+  std::vector<int64_t> GraphKey(const void* hidden) const;
+
+  // On the device of the model's queue.
+  const Tensor& ids() const { return ids_; }                  // [T]
+  const Tensor& cu_seqlens() const { return cu_seqlens_; }    // [N + 1]
+  const Tensor& slot() const { return slot_; }                // [N]
+  const Tensor& held() const { return held_; }                // [N]  tokens before
+  const Tensor& length() const { return length_; }            // [N]  and with these
+  const Tensor& begin() const { return begin_; }              // [N]  position of the first token
+  const Tensor& position() const { return position_; }        // [N]  position of the first row
+  const Tensor& block_table() const { return block_table_; }  // [N, M]
+  const Tensor& cos() const { return cos_; }                  // [T, R / 2]
+  const Tensor& sin() const { return sin_; }
 
  private:
-  std::vector<int64_t> cu_seqlens_;
-  std::vector<int32_t> slot_;
-  std::vector<int64_t> held_, length_, begin_, position_;
-  std::vector<int32_t> table_;
-  int64_t table_width_ = 0;
-  std::vector<float> cos_, sin_;
-  int64_t half_ = 0;
+  Scratch scratch_;
+  int64_t num_rows_ = 0, num_sequences_ = 0, max_rows_ = 0;
+  Tensor ids_, cu_seqlens_, slot_, held_, length_, begin_, position_, block_table_, cos_, sin_;
 };
 
 }  // namespace mm01

@@ -45,6 +45,39 @@ class Source {
   virtual Status Fill(const std::string& name, Range columns, std::vector<float>& values) = 0;
 };
 
+// Calls set(first, end, first_out, out) for pieces of rows of `weight`, from several threads: rows
+// first .. end-1 are to be set as rows of `out`, counted from first_out. On the CPU `out` is the
+// weight itself and a piece is a panel, so that no two threads write to one cache line; on the way
+// to a GPU it is a staging of some rows.
+template <typename Set>
+Status FillRows(Queue& queue, Weight& weight, const Set& set) {
+  std::mutex mutex;  // guards failure
+  Status failure;
+  const auto fill = [&](int64_t begin, int64_t end, Weight& out, int64_t origin) {
+    queue.pool().ParallelFor((end - begin + kPanel - 1) / kPanel, [&](int64_t panel, int) {
+      const int64_t first = begin + panel * kPanel;
+      const Status s = set(first, std::min(end, first + kPanel), out, origin);
+      if (s.ok()) return;
+      std::lock_guard lock(mutex);
+      failure = s;
+    });
+  };
+  if (weight.device() == Device::kCpu) {
+    fill(0, weight.n(), weight, 0);
+    return failure;
+  }
+  constexpr int64_t kStagingBytes = 64 << 20;
+  const int64_t row = weight.bytes() / weight.n();
+  const int64_t rows = std::clamp<int64_t>(kStagingBytes / row, 1, weight.n());
+  Weight staging = Weight::Staging(weight.type(), rows, weight.k());
+  for (int64_t at = 0; at < weight.n() && failure.ok(); at += rows) {
+    const int64_t end = std::min(weight.n(), at + rows);
+    fill(at, end, staging, at);
+    weight.CopyRows(queue, at, staging, end - at);
+  }
+  return failure;
+}
+
 class CheckpointSource : public Source {
  public:
   CheckpointSource(Queue& queue, const Checkpoint& checkpoint, const TensorMap& map,
@@ -58,16 +91,12 @@ class CheckpointSource : public Source {
     const int64_t groups = at.group ? (at.columns + at.group - 1) / at.group : 0;
     if (at.group) MM01_RETURN_IF_ERROR(ReadScales(at, groups, scales));
 
-    std::mutex mutex;  // guards failure
-    Status failure;
-    queue_.pool().ParallelFor(weight.num_panels(), [&](int64_t panel, int) {
-      const Status s = FillPanel(at, tensor, part, scales, groups, panel, weight);
-      if (s.ok()) return;
-      std::lock_guard lock(mutex);
-      failure = s;
-    });
+    const Status filled =
+        FillRows(queue_, weight, [&](int64_t first, int64_t end, Weight& out, int64_t origin) {
+          return SetRows(at, tensor, part, scales, groups, first, end, out, origin);
+        });
     Report(weight.n() * at.columns * SizeOf(at.dtype));
-    return failure;
+    return filled;
   }
 
   Status Fill(const std::string& name, Range columns, std::vector<float>& values) override {
@@ -110,27 +139,27 @@ class CheckpointSource : public Source {
     }
   }
 
-  // The 16 rows of one panel, so that no two threads write to one cache line.
-  Status FillPanel(const TensorLocation& at, const CheckpointTensor& tensor, const Part& part,
-                   std::span<const bf16> scales, int64_t groups, int64_t panel, Weight& weight) {
+  // Rows first .. end-1 of the part, as rows of `weight` counted from `origin`.
+  Status SetRows(const TensorLocation& at, const CheckpointTensor& tensor, const Part& part,
+                 std::span<const bf16> scales, int64_t groups, int64_t first, int64_t end,
+                 Weight& weight, int64_t origin) {
     const int64_t width = part.columns.size(), size = SizeOf(at.dtype);
     std::vector<std::byte> raw(static_cast<size_t>(width * size));
     std::vector<float> row(static_cast<size_t>(width));
-    const int64_t end = std::min(weight.n(), (panel + 1) * kPanel);
-    for (int64_t i = panel * kPanel; i < end; ++i) {
+    for (int64_t i = first; i < end; ++i) {
       const int64_t from = part.Row(i);
       const int64_t offset = ((at.first_row + from) * at.columns + part.columns.begin) * size;
       MM01_RETURN_IF_ERROR(checkpoint_.Read(tensor, offset, raw));
       if (!at.group) {
         Convert(at, raw.data(), row);
-        MM01_RETURN_IF_ERROR(SetRow(at, row, i, weight));
+        MM01_RETURN_IF_ERROR(SetRow(at, row, i - origin, weight));
         continue;
       }
       const auto* q = reinterpret_cast<const int8_t*>(raw.data());
       const auto row_scales =
           scales.subspan(static_cast<size_t>(from * groups), static_cast<size_t>(groups));
       if (weight.type().group == at.group && part.columns.begin % at.group == 0) {
-        weight.SetRow(i, {q, static_cast<size_t>(width)},
+        weight.SetRow(i - origin, {q, static_cast<size_t>(width)},
                       row_scales.subspan(static_cast<size_t>(part.columns.begin / at.group),
                                          static_cast<size_t>(weight.num_groups())));
         continue;
@@ -139,7 +168,7 @@ class CheckpointSource : public Source {
         const auto group = static_cast<size_t>((part.columns.begin + j) / at.group);
         row[static_cast<size_t>(j)] = static_cast<float>(q[j]) * ToFloat(row_scales[group]);
       }
-      MM01_RETURN_IF_ERROR(SetRow(at, row, i, weight));
+      MM01_RETURN_IF_ERROR(SetRow(at, row, i - origin, weight));
     }
     return Status::Ok();
   }
@@ -169,27 +198,29 @@ class CheckpointSource : public Source {
   int64_t done_ = 0;
 };
 
+Status FillRandom(Queue& queue, uint64_t stream, Weight& weight) {
+  // Uniform numbers whose variance is 1 / inputs keep activations near 1.
+  const float scale = std::sqrt(12.0f / static_cast<float>(weight.k()));
+  return FillRows(queue, weight, [&](int64_t first, int64_t end, Weight& out, int64_t origin) {
+    std::vector<float> row(static_cast<size_t>(weight.k()));
+    for (int64_t i = first; i < end; ++i) {
+      uint64_t x = Mix64(stream ^ static_cast<uint64_t>(i));
+      for (float& w : row) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        w = (static_cast<float>(x >> 40) * 0x1p-24f - 0.5f) * scale;
+      }
+      out.SetRow(i - origin, row);
+    }
+    return Status::Ok();
+  });
+}
+
 class RandomSource : public Source {
  public:
   RandomSource(Queue& queue, uint64_t seed) : queue_(queue), seed_(seed) {}
 
   Status Fill(const std::string& name, const Part&, Weight& weight) override {
-    const uint64_t stream = Mix64(seed_ ^ std::hash<std::string>()(name));
-    // Uniform numbers whose variance is 1 / inputs keep activations near 1.
-    const float scale = std::sqrt(12.0f / static_cast<float>(weight.k()));
-    queue_.pool().ParallelFor(weight.num_panels(), [&](int64_t panel, int) {
-      std::vector<float> row(static_cast<size_t>(weight.k()));
-      const int64_t end = std::min(weight.n(), (panel + 1) * kPanel);
-      for (int64_t i = panel * kPanel; i < end; ++i) {
-        uint64_t x = Mix64(stream ^ static_cast<uint64_t>(i));
-        for (float& w : row) {
-          x = x * 6364136223846793005u + 1442695040888963407u;
-          w = (static_cast<float>(x >> 40) * 0x1p-24f - 0.5f) * scale;
-        }
-        weight.SetRow(i, row);
-      }
-    });
-    return Status::Ok();
+    return FillRandom(queue_, Mix64(seed_ ^ std::hash<std::string>()(name)), weight);
   }
 
   Status Fill(const std::string&, Range columns, std::vector<float>& values) override {
@@ -205,15 +236,15 @@ class RandomSource : public Source {
 // Walks the model in the order of the forward pass.
 class Builder {
  public:
-  Builder(Source& source, TextWeights& weights)
-      : source_(source), w_(weights), c_(weights.config) {}
+  Builder(Queue& queue, Source& source, TextWeights& weights)
+      : queue_(queue), source_(source), w_(weights), c_(weights.config) {}
 
   Status Build() {
     const int64_t d = c_.hidden_size;
     MM01_RETURN_IF_ERROR(Matrix(kEmbeddingName, {{{0, c_.vocab_size}}, {0, d}}, w_.embedding));
     w_.layers.resize(static_cast<size_t>(c_.num_layers()));
     for (int64_t i = 0; i < c_.num_layers(); ++i) MM01_RETURN_IF_ERROR(Layer(i));
-    MM01_RETURN_IF_ERROR(source_.Fill(kFinalNormName, {0, d}, w_.final_norm));
+    MM01_RETURN_IF_ERROR(Vector(kFinalNormName, {0, d}, w_.final_norm));
     if (!c_.tied_embeddings) {
       MM01_RETURN_IF_ERROR(Matrix(kLmHeadName, {{{0, c_.vocab_size}}, {0, d}}, w_.lm_head));
     }
@@ -223,18 +254,27 @@ class Builder {
 
  private:
   Status Matrix(const std::string& name, const Part& part, Weight& out, bool exact = false) {
-    out = Weight(exact ? kFloat32 : w_.type, part.num_rows(), part.columns.size());
+    if (out.empty()) {
+      out =
+          Weight(exact ? kFloat32 : w_.type, part.num_rows(), part.columns.size(), queue_.device());
+    }
     return source_.Fill(name, part, out);
+  }
+
+  Status Vector(const std::string& name, Range columns, Parameters& out) {
+    std::vector<float> values;
+    MM01_RETURN_IF_ERROR(source_.Fill(name, columns, values));
+    out = Parameters(queue_, std::move(values));
+    return Status::Ok();
   }
 
   Status Layer(int64_t i) {
     TextLayer& layer = w_.layers[static_cast<size_t>(i)];
     layer.kind = c_.layers[static_cast<size_t>(i)];
     const Range all{0, c_.hidden_size};
+    MM01_RETURN_IF_ERROR(Vector(LayerTensorName(i, "input_layernorm"), all, layer.input_norm));
     MM01_RETURN_IF_ERROR(
-        source_.Fill(LayerTensorName(i, "input_layernorm"), all, layer.input_norm));
-    MM01_RETURN_IF_ERROR(
-        source_.Fill(LayerTensorName(i, "post_attention_layernorm"), all, layer.mlp_norm));
+        Vector(LayerTensorName(i, "post_attention_layernorm"), all, layer.mlp_norm));
     MM01_RETURN_IF_ERROR(layer.kind == LayerKind::kLightning ? Lightning(i, layer.lightning)
                                                              : Softmax(i, layer.softmax));
     return Mlp(i, layer.mlp);
@@ -249,11 +289,11 @@ class Builder {
     MM01_RETURN_IF_ERROR(
         Matrix(LayerTensorName(i, "self_attn.output_gate"), {{mine}, {0, d}}, l.gate));
     MM01_RETURN_IF_ERROR(Matrix(LayerTensorName(i, "self_attn.out_proj"), {{{0, d}}, mine}, l.out));
-    MM01_RETURN_IF_ERROR(source_.Fill(LayerTensorName(i, "self_attn.norm"), mine, l.norm));
+    MM01_RETURN_IF_ERROR(Vector(LayerTensorName(i, "self_attn.norm"), mine, l.norm));
     const SlopeRule rule =
         c_.kind == ConfigKind::kOriginal ? SlopeRule::kOriginal : SlopeRule::kTransformers;
     const std::vector<float> slopes = LightningSlopes(rule, c_.num_heads, i, c_.num_layers());
-    l.slope.assign(slopes.begin() + heads.begin, slopes.begin() + heads.end);
+    l.slope = Parameters(queue_, {slopes.begin() + heads.begin, slopes.begin() + heads.end});
     return Status::Ok();
   }
 
@@ -286,7 +326,7 @@ class Builder {
     // float32 whatever the others are: a rounded router logit can change who gets the token.
     MM01_RETURN_IF_ERROR(Matrix(LayerTensorName(i, "block_sparse_moe.gate"),
                                 {{{0, c_.num_experts}}, {0, d}}, mlp.router, true));
-    mlp.experts.resize(static_cast<size_t>(w_.shard.experts.size()));
+    MakeExperts(mlp.experts);
     for (int64_t e = w_.shard.experts.begin; e < w_.shard.experts.end; ++e) {
       MM01_RETURN_IF_ERROR(SwiGlu(ExpertTensorName(i, e, "w1"), ExpertTensorName(i, e, "w3"),
                                   ExpertTensorName(i, e, "w2"), c_.ffn_size,
@@ -300,6 +340,20 @@ class Builder {
                   true);
   }
 
+  // One expert's matrices beside the next one's.
+  void MakeExperts(std::vector<ExpertWeights>& experts) {
+    const int64_t count = w_.shard.experts.size(), f = c_.ffn_size, d = c_.hidden_size;
+    experts.resize(static_cast<size_t>(count));
+    if (queue_.device() == Device::kCpu) return;
+    std::vector<Weight> w1 = Weight::Stack(count, w_.type, f, d, queue_.device());
+    std::vector<Weight> w3 = Weight::Stack(count, w_.type, f, d, queue_.device());
+    std::vector<Weight> w2 = Weight::Stack(count, w_.type, d, f, queue_.device());
+    for (size_t e = 0; e < experts.size(); ++e) {
+      experts[e] = {.w1 = std::move(w1[e]), .w2 = std::move(w2[e]), .w3 = std::move(w3[e])};
+    }
+  }
+
+  Queue& queue_;
   Source& source_;
   TextWeights& w_;
   const TextConfig& c_;
@@ -334,10 +388,22 @@ Result<Shard> Shard::Of(const TextConfig& config, const Mesh& mesh) {
   return shard;
 }
 
+Parameters::Parameters(Queue& queue, std::vector<float> values) : values_(std::move(values)) {
+  if (queue.device() == Device::kCpu) return;
+  const auto bytes = static_cast<int64_t>(values_.size() * sizeof(float));
+  copy_ = Buffer(bytes, queue.device());
+  queue.CopyToDevice(copy_.data(), values_.data(), bytes);
+}
+
+Tensor Parameters::tensor() const {
+  const float* data = copy_.bytes() > 0 ? copy_.As<float>() : values_.data();
+  return Tensor(data, {static_cast<int64_t>(values_.size())});
+}
+
 int64_t TextWeights::bytes() const {
   int64_t sum = embedding.bytes() + lm_head.bytes();
-  const auto floats = [](const std::vector<float>& v) {
-    return static_cast<int64_t>(v.size() * sizeof(float));
+  const auto floats = [](const Parameters& p) {
+    return static_cast<int64_t>(p.values().size() * sizeof(float));
   };
   const auto expert = [](const ExpertWeights& e) {
     return e.w1.bytes() + e.w2.bytes() + e.w3.bytes();
@@ -371,15 +437,22 @@ Result<TextWeights> LoadWeights(Queue& queue, const Checkpoint& checkpoint,
   MM01_ASSIGN_OR_RETURN(const TensorMap map, LocateTensors(config, stored, checkpoint.path()));
   TextWeights weights{.config = config, .type = type, .shard = shard};
   CheckpointSource source(queue, checkpoint, map, progress);
-  MM01_RETURN_IF_ERROR(Builder(source, weights).Build());
+  MM01_RETURN_IF_ERROR(Builder(queue, source, weights).Build());
   MM01_RETURN_IF_ERROR(checkpoint.CheckUnchanged());
   return weights;
+}
+
+Weight RandomMatrix(Queue& queue, WeightType type, int64_t n, int64_t k, uint64_t seed) {
+  Weight w(type, n, k, queue.device());
+  const Status status = FillRandom(queue, Mix64(seed), w);
+  Check(status.ok(), status.message());
+  return w;
 }
 
 TextWeights RandomWeights(Queue& queue, const TextConfig& config, WeightType type, uint64_t seed) {
   TextWeights weights{.config = config, .type = type, .shard = Shard::Whole(config)};
   RandomSource source(queue, seed);
-  const Status status = Builder(source, weights).Build();
+  const Status status = Builder(queue, source, weights).Build();
   Check(status.ok(), status.message());
   return weights;
 }

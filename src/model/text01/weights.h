@@ -29,12 +29,26 @@ struct Shard {
   static Result<Shard> Of(const TextConfig& config, const Mesh& mesh);
 };
 
+// A vector of parameters, where the kernels of its device read it.
+class Parameters {
+ public:
+  Parameters() = default;
+  Parameters(Queue& queue, std::vector<float> values);
+
+  const std::vector<float>& values() const { return values_; }
+  Tensor tensor() const;  // [n] float32
+
+ private:
+  std::vector<float> values_;
+  Buffer copy_;  // on a GPU
+};
+
 struct LightningLayer {
-  Weight qkv;                // [H 3 d, D]  rows of head h: q, k, v
-  Weight gate;               // [H d, D]
-  Weight out;                // [D, H d]
-  std::vector<float> norm;   // [H d]
-  std::vector<float> slope;  // [H]
+  Weight qkv;        // [H 3 d, D]  rows of head h: q, k, v
+  Weight gate;       // [H d, D]
+  Weight out;        // [D, H d]
+  Parameters norm;   // [H d]
+  Parameters slope;  // [H]
 };
 
 struct SoftmaxLayer {
@@ -52,9 +66,9 @@ struct MlpLayer {
 
 struct TextLayer {
   LayerKind kind = LayerKind::kLightning;
-  std::vector<float> input_norm;  // [D]
-  std::vector<float> mlp_norm;    // [D]
-  LightningLayer lightning;       // of the kind that `kind` names; the other is empty
+  Parameters input_norm;     // [D]
+  Parameters mlp_norm;       // [D]
+  LightningLayer lightning;  // of the kind that `kind` names; the other is empty
   SoftmaxLayer softmax;
   MlpLayer mlp;
 };
@@ -65,11 +79,18 @@ struct TextWeights {
   Shard shard;
   Weight embedding;  // [V, D]
   std::vector<TextLayer> layers;
-  std::vector<float> final_norm;  // [D]
-  Weight lm_head;                 // [V, D]; empty where the embedding serves
-  int64_t vocab_used = 0;         // rows of lm_head that are tokens; the others never win
+  Parameters final_norm;   // [D]
+  Weight lm_head;          // [V, D]; empty where the embedding serves
+  int64_t vocab_used = 0;  // rows of lm_head that are tokens; the others never win
 
   int64_t bytes() const;
+  Device device() const { return embedding.device(); }
+  // What rows between the ops are kept as: float32 on the CPU and beside float32 weights, else
+  // bf16.
+  DType activations() const {
+    const bool exact = device() == Device::kCpu || type.dtype == DType::kF32;
+    return exact ? DType::kF32 : DType::kBF16;
+  }
   const Weight& head() const { return lm_head.empty() ? embedding : lm_head; }
 };
 
@@ -79,13 +100,15 @@ using LoadProgress = std::function<void(int64_t done, int64_t total)>;
 // The type a checkpoint's matrices have: float32, bf16, or int8 with its group.
 WeightType StoredWeightType(const TensorMap& map);
 
-// Reads `checkpoint` into the kernels' layout piece by piece: beside the weights, memory holds 16
-// rows a thread. Converts from what is stored to `type`; int8 of the same groups is taken over as
-// it is.
+// Reads `checkpoint` into the layout of the queue's device piece by piece: beside the weights,
+// memory holds 16 rows a thread, or 64 MiB on the way to a GPU. Converts from what is stored to
+// `type`; int8 of the same groups is taken over as it is.
 Result<TextWeights> LoadWeights(Queue& queue, const Checkpoint& checkpoint,
                                 const TextConfig& config, WeightType type, const Shard& shard,
                                 const LoadProgress& progress = {});
 
+// One matrix [n, k] of random numbers, whose products with rows of variance 1 have variance 1.
+Weight RandomMatrix(Queue& queue, WeightType type, int64_t n, int64_t k, uint64_t seed);
 // Weights of the right scale for measuring speed, a function of the seed alone.
 TextWeights RandomWeights(Queue& queue, const TextConfig& config, WeightType type, uint64_t seed);
 

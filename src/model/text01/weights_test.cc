@@ -36,7 +36,7 @@ std::vector<float> Numbers(const TextWeights& w) {
   add(Rows(w.embedding));
   for (const TextLayer& l : w.layers) {
     for (const auto* v : {&l.input_norm, &l.mlp_norm, &l.lightning.norm, &l.lightning.slope}) {
-      add(*v);
+      add(v->values());
     }
     for (const Weight* m :
          {&l.lightning.qkv, &l.lightning.gate, &l.lightning.out, &l.softmax.q, &l.softmax.k,
@@ -46,7 +46,7 @@ std::vector<float> Numbers(const TextWeights& w) {
     for (const ExpertWeights& e : l.mlp.experts) expert(e);
     expert(l.mlp.shared);
   }
-  add(w.final_norm);
+  add(w.final_norm.values());
   add(Rows(w.lm_head));
   return all;
 }
@@ -236,8 +236,8 @@ TEST_F(WeightsTest, AShardIsTheWholeCutOut) {
   ASSERT_EQ(part->layers[3].mlp.experts.size(), 2u);
   EXPECT_TRUE(
       SameBits(Rows(part->layers[3].mlp.experts[1].w3), Rows(whole->layers[3].mlp.experts[2].w3)));
-  const std::vector<float>& slope = whole->layers[0].lightning.slope;
-  EXPECT_EQ(part->layers[0].lightning.slope, (std::vector<float>{slope[2], slope[3]}));
+  const std::vector<float>& slope = whole->layers[0].lightning.slope.values();
+  EXPECT_EQ(part->layers[0].lightning.slope.values(), (std::vector<float>{slope[2], slope[3]}));
 }
 
 TEST_F(WeightsTest, BytesAreThoseOfTheMatricesInTheirPanels) {

@@ -1,0 +1,212 @@
+// Eight layers at Text-01's shapes, seven lightning and one softmax: prefill, decode, and the same
+// with softmax in all eight.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "base/check.h"
+#include "base/rng.h"
+#include "eval/bench_gpu/harness.h"
+#include "infer/engine.h"
+#include "planner/flops.h"
+#include "planner/memory.h"
+
+namespace mm01::gpu {
+namespace {
+
+constexpr double kPeakTflops = 989;  // dense bf16 of an H100 or H200, by the datasheet
+constexpr int64_t kChunk = 16384;    // rows of a prefill step
+
+TextConfig BlockConfig(int64_t num_layers, bool hybrid) {
+  TextConfig c;
+  c.vocab_size = 512;
+  c.hidden_size = 6144;
+  c.num_heads = 64;
+  c.num_kv_heads = 8;
+  c.head_dim = 128;
+  c.rotary_dim = 64;
+  c.ffn_size = 9216;
+  c.num_experts = 32;
+  c.num_experts_per_token = 2;
+  c.layers.assign(static_cast<size_t>(num_layers),
+                  hybrid ? LayerKind::kLightning : LayerKind::kSoftmax);
+  c.layers.back() = LayerKind::kSoftmax;
+  c.softmax_residual = c.lightning_residual =
+      c.mlp_residual = {.alpha = 3.5565588200778455, .beta = 1.0};
+  return c;
+}
+
+std::vector<int32_t> Tokens(int64_t count) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < count; ++i) {
+    ids.push_back(static_cast<int32_t>(RandomBits(5, 0, static_cast<uint64_t>(i)) % 512));
+  }
+  return ids;
+}
+
+class Block {
+ public:
+  Block(Harness& h, const TextConfig& config, WeightType type, int64_t context, int64_t sequences)
+      : h_(h),
+        engine_(infer::Engine::Random(config, type,
+                                      {.device = Device::kCuda,
+                                       .context_tokens = context,
+                                       .num_sequences = sequences,
+                                       .prefill_rows = kChunk})) {}
+
+  // Seconds of a step of `rows` for each of `sequences` that hold `position` tokens of arbitrary
+  // contents; the mean of `steps` one after another.
+  double Step(int64_t sequences, int64_t rows, int64_t position, int64_t steps) {
+    TextState& state = engine_->state();
+    TextBatch batch{.ids = Tokens(sequences * rows)};
+    for (int64_t n = 0; n < sequences; ++n) {
+      const int32_t slot = *state.Open();
+      // Decoding sequences stand at different places of their block.
+      const int64_t held = position + (rows == 1 ? n : 0);
+      const Status room = state.Reserve(slot, held + rows * (steps + kWarmUp));
+      Check(room.ok(), room.message());
+      state.Advance(slot, held);
+      batch.sequences.push_back({.slot = slot, .num_rows = rows});
+    }
+    Queue& queue = engine_->queue();
+    double seconds = 0;
+    {
+      Scratch scratch(queue);
+      const Tensor hidden = scratch.GetRows(engine_->weights().activations(), sequences * rows,
+                                            engine_->config().hidden_size);
+      for (int64_t i = 0; i < kWarmUp; ++i) Forward(engine_->model(), batch, hidden);
+      queue.Wait();
+      const auto begin = std::chrono::steady_clock::now();
+      for (int64_t i = 0; i < steps; ++i) Forward(engine_->model(), batch, hidden);
+      queue.Wait();
+      const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+      seconds = time.count() / static_cast<double>(steps);
+    }
+    for (const auto& s : batch.sequences) state.Close(s.slot);
+    return seconds;
+  }
+
+  // Seconds of reading n tokens in steps of kChunk. A step costs what its position says, in a
+  // straight line: where there are many, five places are measured and the rest lies between.
+  double Prefill(int64_t n) {
+    const int64_t rows = std::min(n, kChunk), steps = n / rows;
+    if (steps <= 5) {
+      double sum = 0;
+      for (int64_t i = 0; i < steps; ++i) sum += Step(1, rows, i * rows, 3);
+      return sum;
+    }
+    double mean = 0;
+    for (int64_t i = 0; i <= 4; ++i) {
+      mean += Step(1, rows, (steps - 1) * i / 4 * rows, 1) * (i == 0 || i == 4 ? 0.125 : 0.25);
+    }
+    return mean * static_cast<double>(steps);
+  }
+
+  infer::Engine& engine() { return *engine_; }
+
+ private:
+  static constexpr int64_t kWarmUp = 3;  // graphs are recorded at the second step
+
+  Harness& h_;
+  std::unique_ptr<infer::Engine> engine_;
+};
+
+double PrefillFlops(const TextConfig& c, int64_t n) {
+  const Flops last = FlopsPerToken(c, n);
+  return static_cast<double>(n) * (last.weights + last.lightning + last.softmax / 2);
+}
+
+// S and, on average over a block, half of its k and v rows in bf16.
+double StateBytes(const TextConfig& c) {
+  const auto d = static_cast<double>(c.head_dim);
+  return static_cast<double>(c.num_lightning_layers() * c.num_heads) * (d * d * 4 + 2 * 32 * d * 2);
+}
+
+// What one step of decoding must read: each expert that some token goes to once.
+double DecodeBytes(const TextConfig& c, WeightType type, DType kv, int64_t batch, int64_t context) {
+  const BytesTouched one = BytesTouchedPerToken(c, type, kv, context);
+  const double per_weight = type.dtype == DType::kI8 ? 1 + 2.0 / static_cast<double>(type.group)
+                                                     : static_cast<double>(SizeOf(type.dtype));
+  const double expert = 3.0 * static_cast<double>(c.hidden_size * c.ffn_size) * per_weight;
+  // Expected number of experts that `batch` tokens of k choices each reach.
+  const double e = static_cast<double>(c.num_experts),
+               k = static_cast<double>(c.num_experts_per_token);
+  const double reached = e * (1 - std::pow(1 - k / e, static_cast<double>(batch)));
+  const double layers = static_cast<double>(c.num_layers());
+  const double head = static_cast<double>(WeightBytes(type, c.vocab_size, c.hidden_size));
+  return static_cast<double>(one.weights) - head + layers * expert * (reached - k) +
+         static_cast<double>(batch) * (StateBytes(c) + static_cast<double>(one.kv));
+}
+
+void AddPrefill(Harness& h, Block& block, int64_t n, const std::string& suffix,
+                std::vector<double>* seconds) {
+  const double t = block.Prefill(n);
+  const double tflops = PrefillFlops(block.engine().config(), n) / t * 1e-12;
+  h.Add({.name = fmt::format("block_share_{}{}", n, suffix),
+         .value = tflops,
+         .unit = "TFLOP/s",
+         .ceiling = h.gemm_tflops(),
+         .share = tflops / h.gemm_tflops()});
+  h.Add({.name = fmt::format("block_mfu_{}{}", n, suffix),
+         .value = tflops,
+         .unit = "TFLOP/s",
+         .ceiling = kPeakTflops,
+         .share = tflops / kPeakTflops});
+  if (seconds) seconds->push_back(t);
+}
+
+void AddDecode(Harness& h, Block& block, int64_t batch, const std::string& suffix) {
+  constexpr int64_t kContext = 4096;
+  const TextConfig& c = block.engine().config();
+  const double t = block.Step(batch, 1, kContext, 64);
+  const double bytes = DecodeBytes(c, *block.engine().options().weights,
+                                   block.engine().state().kv_type(), batch, kContext);
+  const double tb_s = bytes / t * 1e-12;
+  h.Add({.name = fmt::format("block_decode_share_b{}{}", batch, suffix),
+         .value = tb_s,
+         .unit = "TB/s",
+         .ceiling = h.copy_tb_s(),
+         .share = tb_s / h.copy_tb_s()});
+}
+
+}  // namespace
+
+void BenchBlock(Harness& h) {
+  const Result<CudaInfo> gpu = FindCuda();
+  Check(gpu.ok(), gpu.status().message());
+  constexpr int64_t kLong[] = {65536, 262144, 1048576};
+  const bool all_fit = gpu->memory_bytes > int64_t{130} << 30;
+  const int64_t layers = all_fit ? 8 : 4;
+  if (!all_fit) h.Say("the GPU holds 4 of the 8 layers in bf16: 3 lightning and 1 softmax");
+  constexpr int64_t kSequences = 64;
+  std::vector<double> hybrid;
+  {
+    Block block(h, BlockConfig(layers, true), {DType::kBF16, 0}, (kLong[2] + kChunk) / 32,
+                kSequences);
+    AddPrefill(h, block, 8192, "", nullptr);
+    for (const int64_t n : kLong) AddPrefill(h, block, n, "", &hybrid);
+    AddDecode(h, block, 1, "");
+    AddDecode(h, block, 64, "");
+  }
+  {
+    Block block(h, BlockConfig(8, true), {DType::kI8, 128}, 8192, kSequences);
+    AddPrefill(h, block, 8192, "_int8", nullptr);
+    AddPrefill(h, block, 65536, "_int8", nullptr);
+    AddDecode(h, block, 1, "_int8");
+    AddDecode(h, block, 64, "_int8");
+  }
+  // One softmax layer, as often as there are layers: their weights and caches would not fit.
+  Block softmax(h, BlockConfig(1, false), {DType::kBF16, 0}, kLong[2] + 8 * kChunk, 1);
+  for (size_t i = 0; i < hybrid.size(); ++i) {
+    const double all = static_cast<double>(layers) * softmax.Prefill(kLong[i]);
+    h.Add({.name = fmt::format("hybrid_over_softmax_{}", kLong[i]),
+           .value = all / hybrid[i],
+           .unit = "x"});
+  }
+}
+
+}  // namespace mm01::gpu

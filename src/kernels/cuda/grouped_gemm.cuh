@@ -1,0 +1,538 @@
+// The persistent kernel behind grouped_gemm.h.
+//
+// A cluster of two blocks multiplies two neighbouring tiles of 128 rows of w with one tile of up to
+// 256 rows of x: each block brings its own weights and half of the rows of x, which go to both. So
+// weights are the first operand (M) and rows of x the second (N), which comes in steps of 32: an
+// expert's rows pad to the next 32, whatever their number, and every pair of blocks has something
+// to share.
+//
+//   warpgroup 0      one thread keeps four stages of 64 inputs on their way
+//   warpgroups 1, 2  64 of the tile's 128 rows of w each, sums in registers
+//
+// With w_up, a tile is 64 rows of each matrix, eight and eight in turn, so that a thread holds the
+// sum over w (registers 0 and 1 of four) and over w_up (2 and 3) of the same outputs.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "device/check_cuda.cuh"
+#include "device/tensor_map.cuh"
+#include "kernels/cuda/grouped_gemm.h"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/wgmma_wide.cuh"
+
+namespace mm01::cuda {
+
+inline constexpr int kMaxUnits = 8;  // units of 32 rows of x in a tile
+
+struct GroupedGemmParams {
+  CUtensorMap w;
+  CUtensorMap x[kMaxUnits];  // boxes of 16, 32, ... 128 rows: half a tile
+  const RowGroup* groups;
+  const int32_t* num_groups;
+  int64_t num_rows;       // if there are no groups
+  const bf16* scales[2];  // int8: of the first and the second eight of 16 rows of a tile
+  int64_t scale_rows;     // of all experts together
+  int64_t num_scales;     // a row
+  int log_group;
+  int n, k;
+  bool up_first;  // the tile's first eight rows are w_up's
+  bool silu;
+  bool pair_order;
+  void* out;
+  int64_t out_stride;
+};
+
+// Each compiled in a file of its own.
+void LaunchBf16Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, DType out_type,
+                    int64_t num_tiles);
+void LaunchInt8Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, int64_t num_tiles);
+
+namespace {
+
+enum class Store { kGated, kBf16, kF32 };
+
+constexpr int kTileW = 128;  // rows of w a block
+constexpr int kUnit = 32;    // rows of x are padded to this
+constexpr int kStepK = 64;   // inputs a stage
+constexpr int kStages = 4;
+constexpr int kConsumers = 2;  // warpgroups
+constexpr int kThreads = 128 * (1 + kConsumers);
+constexpr int kBytesX = kUnit * kMaxUnits * kStepK * 2;
+constexpr int kBytesStaging = 16384;           // of a warpgroup
+constexpr int kReleases = kConsumers * 4 * 2;  // warps of both blocks give a stage back
+
+template <bool kInt8>
+constexpr int kBytesW = kTileW* kStepK*(kInt8 ? 1 : 2);
+template <bool kInt8>
+constexpr int kBytesStage = kBytesW<kInt8> + kBytesX;
+template <bool kInt8>
+constexpr int kSharedBytes =
+    1024 + kStages* kBytesStage<kInt8> + kConsumers* kBytesStaging + 2 * kStages * 8;
+
+// Tiles are made for 1, 2, 4, 5, 6 and 8 units.
+__host__ __device__ constexpr int FitUnits(int units) {
+  return units == 3 || units == 7 ? units + 1 : units;
+}
+
+struct Tile {
+  int expert, pair;  // pair: of neighbouring tiles of w
+  int64_t row;       // the first row of x
+  int rows, units;
+};
+
+// The tiles of one cluster. A group's tiles of x go side by side through the same weights.
+class TileWalk {
+ public:
+  __device__ TileWalk(const GroupedGemmParams& p, int rows_w)
+      : p_(p), pairs_((p.n + 2 * rows_w - 1) / (2 * rows_w)), id_(blockIdx.x / 2) {
+    num_groups_ = p.groups ? *p.num_groups
+                           : static_cast<int>((p.num_rows + kMaxGroupRows - 1) / kMaxGroupRows);
+    if (num_groups_ > 0) Load();
+  }
+
+  __device__ bool Next(Tile& tile) {
+    while (at_ < num_groups_ && id_ >= pairs_ * tiles_) {
+      id_ -= pairs_ * tiles_;
+      if (++at_ < num_groups_) Load();
+    }
+    if (at_ >= num_groups_) return false;
+    const int i = id_ % tiles_;
+    // Whole tiles, but for the last two, which share what is left. Up to 12 units are halved: 5 and
+    // 4 waste nothing, 8 and 1 would cost the time of 8 and 4, as weights come no faster.
+    const int units = (group_.rows + kUnit - 1) / kUnit;
+    int begin = i * kMaxUnits, end = min(begin + kMaxUnits, units);
+    const int shared = units - (tiles_ - 2) * kMaxUnits;
+    if (tiles_ > 1 && shared <= 12) {
+      const int middle = (tiles_ - 2) * kMaxUnits + (shared + 1) / 2;
+      if (i == tiles_ - 2) end = middle;
+      if (i == tiles_ - 1) begin = middle;
+    }
+    tile.expert = group_.expert;
+    tile.pair = id_ / tiles_;
+    tile.row = group_.first + begin * kUnit;
+    tile.rows = min((end - begin) * kUnit, group_.rows - begin * kUnit);
+    tile.units = FitUnits(end - begin);
+    id_ += gridDim.x / 2;
+    return true;
+  }
+
+ private:
+  __device__ void Load() {
+    if (p_.groups) {
+      group_ = p_.groups[at_];
+    } else {
+      const int64_t first = at_ * kMaxGroupRows;
+      group_ = {0, static_cast<int>(min(p_.num_rows - first, kMaxGroupRows)), first};
+    }
+    tiles_ = (group_.rows + kUnit * kMaxUnits - 1) / (kUnit * kMaxUnits);
+  }
+
+  const GroupedGemmParams& p_;
+  int pairs_;
+  int id_;  // of the next tile, counted from the group's first
+  int at_ = 0;
+  int num_groups_ = 0;
+  RowGroup group_;
+  int tiles_ = 1;  // of the group's rows
+};
+
+// Where in the ring of stages a warp is.
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void Advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+struct Shared {
+  uint8_t* stages;
+  uint8_t* staging;  // of this warpgroup
+  uint64_t* full;
+  uint64_t* empty;
+};
+
+template <Store kStore, bool kInt8>
+__device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared& s, int rank) {
+  constexpr int kRowsW = kStore == Store::kGated ? kTileW / 2 : kTileW;
+  TileWalk walk(p, kRowsW);
+  Ring ring;
+  Tile tile;
+  while (walk.Next(tile)) {
+    const int row_w = (2 * tile.pair + rank) * kRowsW;
+    const int half = tile.units * kUnit / 2;
+    const int row_x = static_cast<int>(tile.row) + rank * half;
+    const uint32_t bytes = kBytesW<kInt8> + tile.units * kUnit * kStepK * 2;
+    for (int k = 0; k < p.k; k += kStepK) {
+      uint64_t* const full = &s.full[ring.stage];
+      uint8_t* const w = s.stages + ring.stage * kBytesStage<kInt8>;
+      BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
+      BarrierExpect(full, bytes);
+      if constexpr (kStore == Store::kGated) {
+        TmaLoad(w, &p.w, full, k, 0, 0, tile.expert * (p.n / 8) + row_w / 8);
+      } else {
+        TmaLoad(w, &p.w, full, k, tile.expert * p.n + row_w);
+      }
+      TmaLoadMulticast(w + kBytesW<kInt8> + rank * half * kStepK * 2, &p.x[tile.units - 1], full, 3,
+                       k, row_x);
+      ring.Advance();
+    }
+  }
+}
+
+// The stage may be filled again, here and in the other block, as far as this warp goes.
+__device__ __forceinline__ void Release(const Shared& s, int stage) {
+  const uint32_t lane = threadIdx.x % 32;
+  if (lane < 2) BarrierArriveRemote(&s.empty[stage], lane);
+}
+
+template <int kRows>
+__device__ __forceinline__ void Multiply(const GroupedGemmParams& p, const Shared& s, Ring& ring,
+                                         int consumer, float (&sum)[kRows / 2]) {
+  const uint64_t w = WgmmaDescriptor(s.stages + consumer * 64 * kStepK * 2);
+  const uint64_t x = WgmmaDescriptor(s.stages + kBytesW<false>);
+  int last = -1;
+  for (int k = 0; k < p.k; k += kStepK) {
+    BarrierWait(&s.full[ring.stage], ring.parity);
+    const uint64_t offset = static_cast<uint64_t>(ring.stage * (kBytesStage<false> >> 4));
+    WgmmaFence();
+#pragma unroll
+    for (int i = 0; i < kStepK / 16; ++i) {
+      WgmmaSs<0, 0>(sum, w + offset + 2 * i, x + offset + 2 * i, 1);
+    }
+    WgmmaCommit();
+    WgmmaWait<1>();
+    if (last >= 0) Release(s, last);
+    last = ring.stage;
+    ring.Advance();
+  }
+  WgmmaWait<0>();
+  Release(s, last);
+}
+
+// Bytes 2 kPair and 2 kPair + 1 of `q`, signed, as two bf16: exact. With u the lower seven bits,
+// 128 + u and, of the sign, 128 or 256 are bf16 numbers that differ in the byte alone.
+template <int kPair>
+__device__ __forceinline__ __nv_bfloat162 DecodeInt8(uint32_t q) {
+  const uint32_t halves = __byte_perm(q, 0, kPair == 0 ? 0x4140 : 0x4342);
+  const uint32_t magnitude = (halves & 0x007f007fu) | 0x43004300u;
+  const uint32_t offset = (halves & 0x00800080u) | 0x43004300u;
+  return __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
+                 *reinterpret_cast<const __nv_bfloat162*>(&offset));
+}
+
+// The int8 weights of one warp's 16 rows, half a stage at a time, as wgmma's first operand.
+class Int8Rows {
+ public:
+  static constexpr int kHalf = kStepK / 2;
+
+  // `row`: where the thread's eight rows begin among those of all experts, for both eights.
+  __device__ Int8Rows(const GroupedGemmParams& p, int64_t row, int64_t row_high)
+      : log_group_(p.log_group), last_(static_cast<int>(p.num_scales) - 1) {
+    const int64_t g = threadIdx.x % 32 / 4;
+    scale_[0] = p.scales[0] + min(row + g, p.scale_rows - 1) * p.num_scales;
+    scale_[1] = p.scales[1] + min(row_high + g, p.scale_rows - 1) * p.num_scales;
+    Fetch(0);
+  }
+
+  // The 32 inputs from k on, half kSecond of the stage `w`; fetches the scales of the next 32.
+  template <int kSecond>
+  __device__ __forceinline__ void Decode(const uint8_t* w, int warp_row, int k,
+                                         uint32_t (&a)[2][4]) {
+    const int lane = threadIdx.x % 32;
+    const int row = warp_row + lane % 16;
+    // Rows of 64 bytes under the 64-byte swizzle: pieces of 16 are permuted by the row's half.
+    const int piece = 2 * kSecond + lane / 16;
+    uint32_t q[4];
+    LoadMatrix(SharedAddress(w + row * 64 + ((piece ^ (row >> 1 & 3)) << 4)), q[0], q[1], q[2],
+               q[3]);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t twice = next_[h] | next_[h] << 16;
+      const __nv_bfloat162 scale = *reinterpret_cast<const __nv_bfloat162*>(&twice);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const __nv_bfloat162 low = __hmul2(DecodeInt8<0>(q[2 * i + h]), scale);
+        const __nv_bfloat162 high = __hmul2(DecodeInt8<1>(q[2 * i + h]), scale);
+        a[i][h] = *reinterpret_cast<const uint32_t*>(&low);
+        a[i][2 + h] = *reinterpret_cast<const uint32_t*>(&high);
+      }
+    }
+    Fetch(k + kHalf);
+  }
+
+ private:
+  __device__ __forceinline__ void Fetch(int k) {
+    const int at = min(k >> log_group_, last_);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      next_[h] = __ldg(reinterpret_cast<const unsigned short*>(scale_[h] + at));
+    }
+  }
+
+  const bf16* scale_[2];
+  int log_group_, last_;
+  uint32_t next_[2];
+};
+
+template <int kRows>
+__device__ __forceinline__ void MultiplyInt8(const GroupedGemmParams& p, const Shared& s,
+                                             Ring& ring, int consumer, Int8Rows& rows,
+                                             float (&sum)[kRows / 2]) {
+  const uint64_t x = WgmmaDescriptor(s.stages + kBytesW<true>);
+  const int warp_row = consumer * 64 + threadIdx.x % 128 / 32 * 16;
+  // One half is multiplied while the other is decoded.
+  uint32_t first[2][4], second[2][4];
+  const auto multiply = [&](const uint32_t(&a)[2][4], uint64_t from) {
+    WgmmaFence();
+    WgmmaRs<0>(sum, a[0], from, 1);
+    WgmmaRs<0>(sum, a[1], from + 2, 1);
+    WgmmaCommit();
+    WgmmaWait<1>();
+  };
+  int last = -1;
+  BarrierWait(&s.full[ring.stage], ring.parity);
+  rows.Decode<0>(s.stages + ring.stage * kBytesStage<true>, warp_row, 0, first);
+  for (int k = 0; k < p.k; k += kStepK) {
+    const uint8_t* const w = s.stages + ring.stage * kBytesStage<true>;
+    const uint64_t from = x + static_cast<uint64_t>(ring.stage * (kBytesStage<true> >> 4));
+    multiply(first, from);
+    if (last >= 0) Release(s, last);
+    rows.Decode<1>(w, warp_row, k + Int8Rows::kHalf, second);
+    multiply(second, from + 4);
+    last = ring.stage;
+    ring.Advance();
+    if (k + kStepK < p.k) {
+      BarrierWait(&s.full[ring.stage], ring.parity);
+      rows.Decode<0>(s.stages + ring.stage * kBytesStage<true>, warp_row, k + kStepK, first);
+    }
+  }
+  WgmmaWait<0>();
+  Release(s, last);
+}
+
+__device__ __forceinline__ float Silu(float x) {
+  return __fdividef(x, 1.0f + __expf(-x));
+}
+
+// Of a warpgroup. Hidden from the compiler, which else works out the addresses of every tile size
+// ahead of the sums and has no registers left for these.
+__device__ __forceinline__ int ThreadOfTile() {
+  int thread = threadIdx.x % 128;
+  asm volatile("" : "+r"(thread));
+  return thread;
+}
+
+__device__ __forceinline__ void SyncWarpgroup(int consumer) {
+  NamedBarrierSync(1 + consumer, 128);
+}
+
+// Eight columns from `n` on of a row, if they are inside. Columns come in eights.
+__device__ __forceinline__ void StoreEight(const GroupedGemmParams& p, int64_t row, int n,
+                                           const uint4& v) {
+  if (n >= p.n) return;
+  *reinterpret_cast<uint4*>(static_cast<bf16*>(p.out) + row * p.out_stride + n) = v;
+}
+
+// Two eights side by side, in PairOrder where that is asked for.
+__device__ __forceinline__ void StoreSixteen(const GroupedGemmParams& p, int64_t row, int n,
+                                             const uint4& a, const uint4& b) {
+  if (p.pair_order) {
+    StoreEight(p, row, n, make_uint4(a.x, a.z, b.x, b.z));
+    StoreEight(p, row, n + 8, make_uint4(a.y, a.w, b.y, b.w));
+  } else {
+    StoreEight(p, row, n, a);
+    StoreEight(p, row, n + 8, b);
+  }
+}
+
+// SiLU(gate) * up: a warpgroup's 32 outputs of every row go through shared memory, [row][32], where
+// the pieces of 16 bytes are permuted so that neither side meets a bank twice.
+template <int kRows>
+__device__ __forceinline__ void StoreGated(const GroupedGemmParams& p, const Shared& s,
+                                           const Tile& tile, int first_n, int consumer,
+                                           float (&sum)[kRows / 2]) {
+  const int thread = ThreadOfTile(), warp = thread / 32, lane = thread % 32;
+  SyncWarpgroup(consumer);  // the tile before has left the staging
+#pragma unroll
+  for (int j = 0; j < kRows / 8; j += 4) {
+    uint32_t h[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float* const d = &sum[4 * (j + i)];
+      const float2 low{d[0], d[1]}, high{d[2], d[3]};
+      const float2 gate = p.up_first ? high : low, up = p.up_first ? low : high;
+      h[i] = PackBf16(Silu(gate.x) * up.x, Silu(gate.y) * up.y);
+    }
+    const int row = 8 * j + lane;
+    StoreMatrixTransposed(SharedAddress(s.staging + row * 64 + ((warp ^ (row >> 1 & 3)) << 4)),
+                          h[0], h[1], h[2], h[3]);
+  }
+  SyncWarpgroup(consumer);
+  for (int at = thread; at < tile.rows * 2; at += 128) {
+    const int row = at / 2, piece = at % 2 * 2;
+    const uint8_t* const from = s.staging + row * 64;
+    const uint4 a = *reinterpret_cast<const uint4*>(from + ((piece ^ (row >> 1 & 3)) << 4));
+    const uint4 b = *reinterpret_cast<const uint4*>(from + (((piece + 1) ^ (row >> 1 & 3)) << 4));
+    StoreSixteen(p, tile.row + row, first_n + 32 * consumer + 8 * piece, a, b);
+  }
+}
+
+// A warpgroup's 64 outputs of 128 rows at a time, [row][64] under the 128-byte swizzle.
+template <int kRows>
+__device__ __forceinline__ void StoreBf16(const GroupedGemmParams& p, const Shared& s,
+                                          const Tile& tile, int first_n, int consumer,
+                                          float (&sum)[kRows / 2]) {
+  const int thread = ThreadOfTile(), warp = thread / 32, lane = thread % 32;
+#pragma unroll
+  for (int begin = 0; begin < kRows; begin += 128) {
+    SyncWarpgroup(consumer);
+#pragma unroll
+    for (int j = begin / 8; j < begin / 8 + 16; j += 2) {
+      if (8 * j >= kRows) continue;
+      uint32_t v[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = PackBf16(sum[4 * j + 2 * i], sum[4 * j + 2 * i + 1]);
+      const int row = 8 * j - begin + lane / 16 * 8 + lane % 8;
+      const int piece = 2 * warp + lane / 8 % 2;
+      StoreMatrixTransposed(SharedAddress(s.staging) + Swizzle128(row, piece * 16), v[0], v[1],
+                            v[2], v[3]);
+    }
+    SyncWarpgroup(consumer);
+    const int rows = min(tile.rows - begin, 128);
+    for (int at = thread; at < rows * 8; at += 128) {
+      const int row = at / 8, piece = at % 8;
+      StoreEight(p, tile.row + begin + row, first_n + 64 * consumer + 8 * piece,
+                 *reinterpret_cast<const uint4*>(s.staging + Swizzle128(row, piece * 16)));
+    }
+  }
+}
+
+template <int kRows>
+__device__ __forceinline__ void StoreF32(const GroupedGemmParams& p, const Tile& tile, int first_n,
+                                         int consumer, float (&sum)[kRows / 2]) {
+  const int thread = ThreadOfTile(), lane = thread % 32;
+  const int n = first_n + 64 * consumer + thread / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int j = 0; j < kRows / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = 8 * j + lane % 4 * 2 + i % 2, column = n + i / 2 * 8;
+      if (row < tile.rows && column < p.n) {
+        static_cast<float*>(p.out)[(tile.row + row) * p.out_stride + column] = sum[4 * j + i];
+      }
+    }
+  }
+}
+
+template <Store kStore, bool kInt8, int kRows>
+__device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Shared& s, Ring& ring,
+                                            const Tile& tile, int rank, int consumer) {
+  constexpr int kRowsW = kStore == Store::kGated ? kTileW / 2 : kTileW;
+  const int first_n = (2 * tile.pair + rank) * kRowsW;
+  float sum[kRows / 2];
+#pragma unroll
+  for (float& v : sum) v = 0.0f;
+  if constexpr (kInt8) {
+    const int warp = threadIdx.x % 128 / 32;
+    const int64_t first = static_cast<int64_t>(tile.expert) * p.n + first_n;
+    constexpr bool kGated = kStore == Store::kGated;
+    const int64_t row = first + (consumer * 4 + warp) * (kGated ? 8 : 16);
+    Int8Rows rows(p, row, kGated ? row : row + 8);
+    MultiplyInt8<kRows>(p, s, ring, consumer, rows, sum);
+  } else {
+    Multiply<kRows>(p, s, ring, consumer, sum);
+  }
+  WgmmaHold(sum);
+  if constexpr (kStore != Store::kGated && !kInt8) {
+    if (p.silu) {
+#pragma unroll
+      for (float& v : sum) v = Silu(v);
+    }
+  }
+  if constexpr (kStore == Store::kGated) {
+    StoreGated<kRows>(p, s, tile, first_n, consumer, sum);
+  } else if constexpr (kStore == Store::kBf16) {
+    StoreBf16<kRows>(p, s, tile, first_n, consumer, sum);
+  } else {
+    StoreF32<kRows>(p, tile, first_n, consumer, sum);
+  }
+}
+
+// ConsumeTile for the tile's number of units, one of those that FitUnits gives.
+template <Store kStore, bool kInt8, int kUnits = kMaxUnits>
+__device__ __forceinline__ void ConsumeUnits(const GroupedGemmParams& p, const Shared& s,
+                                             Ring& ring, const Tile& tile, int rank, int consumer) {
+  if (tile.units == kUnits) {
+    ConsumeTile<kStore, kInt8, kUnits * kUnit>(p, s, ring, tile, rank, consumer);
+  } else if constexpr (kUnits > 1) {
+    constexpr int kNext = FitUnits(kUnits - 1) == kUnits - 1 ? kUnits - 1 : kUnits - 2;
+    ConsumeUnits<kStore, kInt8, kNext>(p, s, ring, tile, rank, consumer);
+  }
+}
+
+template <Store kStore, bool kInt8>
+__device__ __forceinline__ void Consume(const GroupedGemmParams& p, const Shared& s, int rank,
+                                        int consumer) {
+  TileWalk walk(p, kStore == Store::kGated ? kTileW / 2 : kTileW);
+  Ring ring;
+  Tile tile;
+  while (walk.Next(tile)) {
+    ConsumeUnits<kStore, kInt8>(p, s, ring, tile, rank, consumer);
+  }
+}
+
+template <Store kStore, bool kInt8>
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
+    GemmKernel(const __grid_constant__ GroupedGemmParams p) {
+  extern __shared__ uint8_t memory[];
+  const uint32_t skip = (1024 - SharedAddress(memory) % 1024) % 1024;
+  uint8_t* const stages = memory + skip;
+  uint8_t* const staging = stages + kStages * kBytesStage<kInt8>;
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(staging + kConsumers * kBytesStaging);
+  const int warpgroup = threadIdx.x / 128;
+  Shared s{stages, staging + (warpgroup - 1) * kBytesStaging, barriers, barriers + kStages};
+  const int rank = static_cast<int>(ClusterRank());
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      BarrierInit(&s.full[i], 1);
+      BarrierInit(&s.empty[i], kReleases);
+    }
+    BarrierInitFence();
+  }
+  ClusterSync();
+  if (warpgroup == 0) {
+    RegistersDown<40>();
+    if (threadIdx.x == 0) Produce<kStore, kInt8>(p, s, rank);
+    __syncwarp();
+  } else {
+    RegistersUp<232>();
+    Consume<kStore, kInt8>(p, s, rank, warpgroup - 1);
+  }
+  ClusterSync();  // the other block may still send here
+}
+
+template <Store kStore, bool kInt8>
+void LaunchGemm(Queue& queue, const GroupedGemmParams& p, int64_t num_tiles) {
+  constexpr int kBytes = kSharedBytes<kInt8>;
+  static const bool enlarged = [] {
+    CheckCuda(cudaFuncSetAttribute(GemmKernel<kStore, kInt8>,
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    return true;
+  }();
+  static_cast<void>(enlarged);
+  const int64_t clusters = std::min<int64_t>(num_tiles, Multiprocessors() / 2);
+  GemmKernel<kStore, kInt8>
+      <<<static_cast<unsigned>(2 * clusters), kThreads, kBytes, queue.stream()>>>(p);
+  CheckLaunch();
+}
+
+}  // namespace
+}  // namespace mm01::cuda

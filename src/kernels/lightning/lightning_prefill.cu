@@ -1,0 +1,458 @@
+// Lightning over blocks of 64 tokens on Hopper's tensor cores: bf16, head dim 128.
+//
+// A cluster of two CTAs works through a (sequence, head), each CTA for 64 of the 128 columns of V.
+// They share q and k: each loads one half and sends it to both. In a CTA, three warpgroups:
+//
+//   loads    one thread keeps TMA copies of the next blocks in flight
+//   scores   P = (Q K^T) * decay, to shared memory as two bf16 terms
+//   state    S^T [V, K] in registers, float32, for the whole sequence; works out
+//              O^T = (S^T Q^T) * decay + V^T P^T   and   S^T = decay S^T + (V * decay)^T K
+//
+// Transposed, S is the operand of its own product from registers, as are V and decayed V, so only P
+// goes through shared memory. What bf16 cannot hold (S, P, decayed V) is the sum of two bf16: one
+// costs 1.7e-3 each where rounding o costs 1.7e-3 in all.
+#include <algorithm>
+
+#include "base/check.h"
+#include "device/check_cuda.cuh"
+#include "device/tensor_map.cuh"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/lightning/lightning_kernels.cuh"
+
+namespace mm01::cuda {
+namespace {
+
+constexpr int kB = kLightningBlock;
+constexpr int kDim = 128;
+constexpr int kHalf = 64;  // columns of V in a CTA
+constexpr int kStages = 4;
+constexpr int kTile = kB * 64;  // elements of a tile [B][64], 8 KB
+constexpr uint32_t kTileBytes = kTile * sizeof(__nv_bfloat16);
+constexpr int kWarpgroup = 128;
+constexpr int kThreads = 3 * kWarpgroup;
+constexpr int kConsumers = 2 * kWarpgroup;
+static_assert(kLightningBlock == 64, "a block is one tile of wgmma");
+
+enum BarrierId { kScoresBarrier = 1, kStateBarrier = 2, kPatchBarrier = 3 };
+
+struct alignas(1024) Shared {
+  __nv_bfloat16 q[kStages][2][kTile];  // halves of K
+  __nv_bfloat16 k[kStages][2][kTile];
+  __nv_bfloat16 v[kStages][kTile];    // this CTA's half of V
+  __nv_bfloat16 scores[2][2][kTile];  // two buffers; high and low terms
+  __nv_bfloat16 out[2][kTile];
+  float score_decay[kB];     // exp(-slope n)
+  float2 out_decay[kB / 2];  // exp(-slope (r + 1)), of places 2 i and 2 i + 1
+  float2 in_decay[kB / 2];   // exp(-slope (B - 1 - r))
+  uint64_t full[kStages], empty[kStages];
+  uint64_t scores_full[2], scores_empty[2];
+};
+constexpr int kSharedBytes = sizeof(Shared) + 1024;  // to align it
+
+struct Maps {
+  CUtensorMap q, k, v, out;
+};
+
+// Which stage comes next, and in which of its rounds.
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ void Next() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// The (sequence, head)s of a cluster, one after another.
+struct Items {
+  int cluster, num_clusters, rank;  // of the CTA in its cluster
+
+  template <typename F>
+  __device__ void ForEach(const LightningParams& p, const F& f) const {
+    for (int item = cluster; item < p.num_seqs * p.heads; item += num_clusters) {
+      const Sequence sequence = SequenceAt(p, item / p.heads);
+      if (sequence.total > 0) f(sequence, item % p.heads);
+    }
+  }
+};
+
+__device__ __forceinline__ uint64_t KFastest(const __nv_bfloat16* tile, int step) {
+  return WgmmaDescriptor(tile + step * 16);
+}
+__device__ __forceinline__ uint64_t NFastest(const __nv_bfloat16* tiles, int step) {
+  return WgmmaDescriptor(tiles + step * 16 * 64, kTileBytes);
+}
+
+// Two floats as the sum of two bf16 each.
+struct Split {
+  uint32_t high, low;
+};
+__device__ __forceinline__ Split SplitPair(float x, float y) {
+  const uint32_t high = PackBf16(x, y);
+  const float x_high = __uint_as_float(high << 16), y_high = __uint_as_float(high & 0xffff0000u);
+  return {high, PackBf16(x - x_high, y - y_high)};
+}
+
+// This warp no longer reads the stage; both CTAs' loads wait for all warps of both.
+__device__ __forceinline__ void ReleaseStage(uint64_t* empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) {
+    BarrierArriveRemote(empty, 0);
+    BarrierArriveRemote(empty, 1);
+  }
+}
+
+// ---- loads
+
+__device__ void LoadBlocks(Shared& shared, const LightningParams& p, const Maps& maps,
+                           const Items& items) {
+  Ring ring;
+  const int half = items.rank * 64;
+  items.ForEach(p, [&](const Sequence& sequence, int head) {
+    const int64_t num_blocks = sequence.num_blocks();
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const int stage = ring.stage, row = static_cast<int>(sequence.first_row + b * kB);
+      uint64_t* full = &shared.full[stage];
+      BarrierWait(&shared.empty[stage], ring.parity ^ 1);
+      BarrierExpect(full, 5 * kTileBytes);
+      TmaLoadMulticast(shared.k[stage][items.rank], &maps.k, full, 3, half, head, row);
+      TmaLoadMulticast(shared.q[stage][items.rank], &maps.q, full, 3, half, head, row);
+      TmaLoad(shared.v[stage], &maps.v, full, half, head, row);
+      ring.Next();
+    }
+  });
+}
+
+// ---- the first and the last block
+
+// A block that is not all new rows of this sequence: places before `begin` come from the slot, and
+// places from `end` on, where other sequences' rows stand, become zero. By both warpgroups.
+__device__ void PatchBlock(Shared& shared, int stage, const LightningParams& p,
+                           const Sequence& sequence, int head, int rank, int begin, int end) {
+  const int thread = static_cast<int>(threadIdx.x) - kWarpgroup;
+  const int64_t at = (static_cast<int64_t>(sequence.slot) * p.heads + head) * kB * kDim;
+  const auto* k_rows = static_cast<const __nv_bfloat16*>(p.k_rows) + at;
+  const auto* v_rows = static_cast<const __nv_bfloat16*>(p.v_rows) + at;
+  const auto patch = [&](__nv_bfloat16* tile, const __nv_bfloat16* rows) {
+    for (int i = thread; i < kB * 8; i += kConsumers) {
+      const int row = i / 8, chunk = i % 8;
+      if (row >= begin && row < end) continue;
+      uint4 x = {0, 0, 0, 0};
+      if (row < begin) x = *reinterpret_cast<const uint4*>(rows + row * kDim + chunk * 8);
+      *reinterpret_cast<uint4*>(reinterpret_cast<char*>(tile) + Swizzle128(row, chunk * 16)) = x;
+    }
+  };
+  patch(shared.k[stage][0], k_rows);
+  patch(shared.k[stage][1], k_rows + 64);
+  patch(shared.v[stage], v_rows + rank * kHalf);
+  ProxyFence();
+  NamedBarrierSync<kPatchBarrier, kConsumers>();
+}
+
+// Places of block b that are new rows.
+struct Places {
+  int begin, end;
+  __device__ Places(const Sequence& sequence, int64_t b)
+      : begin(b == 0 ? sequence.begin : 0),
+        end(static_cast<int>(min(static_cast<int64_t>(kB), sequence.total - b * kB))) {}
+  __device__ bool all() const { return begin == 0 && end == kB; }
+};
+
+// ---- scores
+
+__device__ void ScoreBlocks(Shared& shared, const LightningParams& p, const Items& items) {
+  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
+  // Where stmatrix puts this lane's row of the first 16 columns.
+  const int store_row = warp * 16 + lane % 16, store_byte = lane / 16 * 16;
+  Ring ring;
+  uint32_t num_done = 0;
+  items.ForEach(p, [&](const Sequence& sequence, int head) {
+    const float slope = p.slope[head];
+    NamedBarrierSync<kScoresBarrier, kWarpgroup>();
+    if (thread < kB) shared.score_decay[thread] = DecayPower(slope, thread);
+    NamedBarrierSync<kScoresBarrier, kWarpgroup>();
+    float decay[32];
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      const int r = warp * 16 + lane / 4 + i / 2 % 2 * 8, c = i / 4 * 8 + lane % 4 * 2 + i % 2;
+      decay[i] = c <= r ? shared.score_decay[r - c] : 0.0f;
+    }
+    const int64_t num_blocks = sequence.num_blocks();
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const int stage = ring.stage;
+      BarrierWait(&shared.full[stage], ring.parity);
+      const Places places(sequence, b);
+      if (!places.all()) {
+        PatchBlock(shared, stage, p, sequence, head, items.rank, places.begin, places.end);
+      }
+      float x[32];
+      WgmmaFence();
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        WgmmaSs<0, 0>(x, KFastest(shared.q[stage][i / 4], i % 4),
+                      KFastest(shared.k[stage][i / 4], i % 4), i > 0);
+      }
+      WgmmaCommit();
+      WgmmaWait<0>();
+      WgmmaHold(x);
+      ReleaseStage(&shared.empty[stage]);
+      ring.Next();
+
+      const uint32_t buffer = num_done & 1;
+      BarrierWait(&shared.scores_empty[buffer], ~(num_done >> 1) & 1);
+      const uint32_t high_tile = SharedAddress(shared.scores[buffer][0]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        Split s[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int at = i * 8 + j * 2;
+          s[j] = SplitPair(x[at] * decay[at], x[at + 1] * decay[at + 1]);
+        }
+        const uint32_t to = high_tile + Swizzle128(store_row, store_byte + i * 32);
+        StoreMatrix(to, s[0].high, s[1].high, s[2].high, s[3].high);
+        StoreMatrix(to + kTileBytes, s[0].low, s[1].low, s[2].low, s[3].low);
+      }
+      ProxyFence();
+      __syncwarp();
+      if (lane == 0) BarrierArrive(&shared.scores_full[buffer]);
+      ++num_done;
+    }
+  });
+}
+
+// ---- state
+
+// S^T as wgmma's accumulator holds it: of rows v = 16 warp + lane / 4 and v + 8, columns
+// k = 8 j + 2 (lane % 4) and the next.
+__device__ __forceinline__ float* StateOf(const LightningParams& p, const Sequence& sequence,
+                                          int head, int rank) {
+  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
+  return p.s + (static_cast<int64_t>(sequence.slot) * p.heads + head) * kDim * kDim +
+         lane % 4 * 2 * kDim + rank * kHalf + warp * 16 + lane / 4;
+}
+__device__ __forceinline__ constexpr int StateOffset(int i) {
+  return (i / 4 * 8 + i % 2) * kDim + i / 2 % 2 * 8;
+}
+
+// Columns of o that are this sequence's, out of the tile [B][64].
+__device__ void StoreRows(const LightningParams& p, const __nv_bfloat16* tile, int64_t row,
+                          int head, int rank, const Places& places) {
+  auto* out = static_cast<__nv_bfloat16*>(p.out) + row * p.out_row_stride +
+              head * p.out_head_stride + rank * kHalf;
+  for (int i = threadIdx.x % kWarpgroup; i < kB * 8; i += kWarpgroup) {
+    const int r = i / 8, chunk = i % 8;
+    if (r < places.begin || r >= places.end) continue;
+    *reinterpret_cast<uint4*>(out + r * p.out_row_stride + chunk * 8) =
+        *reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(tile) +
+                                        Swizzle128(r, chunk * 16));
+  }
+}
+
+__device__ void StateBlocks(Shared& shared, const LightningParams& p, const Maps& maps,
+                            const Items& items) {
+  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
+  const int pair = lane % 4;  // columns 2 pair and the next of each 8
+  // V^T's fragments: tokens 0-7 and columns 0-7, columns 8-15, then tokens 8-15.
+  const int load_row = lane % 8 + lane / 16 * 8, load_byte = warp * 32 + lane / 8 % 2 * 16;
+  // O's, transposed back: as above with tokens as rows.
+  const int store_row = load_row, store_byte = load_byte;
+  Ring ring;
+  uint32_t num_done = 0;
+  items.ForEach(p, [&](const Sequence& sequence, int head) {
+    const float slope = p.slope[head];
+    const float forget = BlockForget(slope);
+    NamedBarrierSync<kStateBarrier, kWarpgroup>();
+    if (thread < kB) {
+      reinterpret_cast<float*>(shared.out_decay)[thread] = DecayPower(slope, thread + 1);
+      reinterpret_cast<float*>(shared.in_decay)[thread] = DecayPower(slope, kB - 1 - thread);
+    }
+    float* const kept = StateOf(p, sequence, head, items.rank);
+    float s[64];
+#pragma unroll
+    for (int i = 0; i < 64; ++i) s[i] = sequence.fresh ? 0.0f : kept[StateOffset(i)];
+    NamedBarrierSync<kStateBarrier, kWarpgroup>();
+
+    const int64_t num_blocks = sequence.num_blocks(), num_complete = sequence.num_complete();
+    for (int64_t b = 0; b < num_blocks; ++b) {
+      const int stage = ring.stage;
+      BarrierWait(&shared.full[stage], ring.parity);
+      const Places places(sequence, b);
+      if (!places.all()) {
+        PatchBlock(shared, stage, p, sequence, head, items.rank, places.begin, places.end);
+      }
+
+      // O^T = S^T Q^T
+      uint32_t high[8][4], low[8][4];
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const Split x = SplitPair(s[2 * i], s[2 * i + 1]);
+        high[i / 4][i % 4] = x.high;
+        low[i / 4][i % 4] = x.low;
+      }
+      float o[32];
+      WgmmaFence();
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        const uint64_t q = KFastest(shared.q[stage][i / 4], i % 4);
+        WgmmaRs<0>(o, high[i], q, i > 0);
+        WgmmaRs<0>(o, low[i], q, 1);
+      }
+      WgmmaCommit();
+
+      // Meanwhile V^T, plain and decayed to the end of the block.
+      uint32_t v[4][4], v_high[4][4], v_low[4][4];
+      const uint32_t v_tile = SharedAddress(shared.v[stage]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        LoadMatrixTransposed(v_tile + Swizzle128(load_row + i * 16, load_byte), v[i][0], v[i][1],
+                             v[i][2], v[i][3]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float2 decay = shared.in_decay[i * 8 + j / 2 * 4 + pair];
+          const Split x = SplitPair(__uint_as_float(v[i][j] << 16) * decay.x,
+                                    __uint_as_float(v[i][j] & 0xffff0000u) * decay.y);
+          v_high[i][j] = x.high;
+          v_low[i][j] = x.low;
+        }
+      }
+      WgmmaWait<0>();
+      WgmmaHold(o);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float2 decay = shared.out_decay[i * 4 + pair];
+        o[4 * i] *= decay.x;
+        o[4 * i + 1] *= decay.y;
+        o[4 * i + 2] *= decay.x;
+        o[4 * i + 3] *= decay.y;
+      }
+
+      // What the block adds to S^T, by itself: the tensor cores' sums round towards zero, which
+      // would add up in S over as many blocks as a slow head remembers.
+      float added[64];
+      WgmmaFence();
+#pragma unroll
+      for (int i = 0; i < kB / 16; ++i) {
+        const uint64_t k = NFastest(shared.k[stage][0], i);
+        WgmmaRs<1>(added, v_high[i], k, i > 0);
+        WgmmaRs<1>(added, v_low[i], k, 1);
+      }
+      WgmmaCommit();
+
+      // O^T += V^T P^T
+      const uint32_t buffer = num_done & 1;
+      BarrierWait(&shared.scores_full[buffer], num_done >> 1 & 1);
+      WgmmaFence();
+#pragma unroll
+      for (int i = 0; i < kB / 16; ++i) {
+        WgmmaRs<0>(o, v[i], KFastest(shared.scores[buffer][0], i), 1);
+        WgmmaRs<0>(o, v[i], KFastest(shared.scores[buffer][1], i), 1);
+      }
+      WgmmaCommit();
+
+      WgmmaWait<1>();
+      WgmmaHold(added);
+#pragma unroll
+      for (int i = 0; i < 64; ++i) s[i] = fmaf(-forget, s[i], s[i]) + added[i];
+      WgmmaWait<0>();
+      WgmmaHold(o);
+      ReleaseStage(&shared.empty[stage]);
+      ring.Next();
+      if (lane == 0) BarrierArrive(&shared.scores_empty[buffer]);
+      ++num_done;
+      if (b + 1 == num_complete) {
+#pragma unroll
+        for (int i = 0; i < 64; ++i) kept[StateOffset(i)] = s[i];
+      }
+
+      const uint32_t out_tile = SharedAddress(shared.out[buffer]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        StoreMatrixTransposed(
+            out_tile + Swizzle128(store_row + i * 16, store_byte), PackBf16(o[8 * i], o[8 * i + 1]),
+            PackBf16(o[8 * i + 2], o[8 * i + 3]), PackBf16(o[8 * i + 4], o[8 * i + 5]),
+            PackBf16(o[8 * i + 6], o[8 * i + 7]));
+      }
+      ProxyFence();
+      // The other buffer's store has read it before anyone writes there again.
+      if (thread == 0) TmaStoreWait<0>();
+      NamedBarrierSync<kStateBarrier, kWarpgroup>();
+      const int64_t row = sequence.first_row + b * kB;
+      if (!places.all()) {
+        StoreRows(p, shared.out[buffer], row, head, items.rank, places);
+      } else if (thread == 0) {
+        TmaStore(&maps.out, shared.out[buffer], items.rank * kHalf, head, static_cast<int>(row));
+        TmaStoreCommit();
+      }
+    }
+  });
+  if (thread == 0) TmaStoreWait<0>();
+}
+
+__global__ void __cluster_dims__(2) __launch_bounds__(kThreads, 1)
+    Prefill(const __grid_constant__ LightningParams p, const __grid_constant__ Maps maps) {
+  extern __shared__ char memory[];
+  const uint32_t misaligned = SharedAddress(memory) % 1024;
+  Shared& shared = *reinterpret_cast<Shared*>(memory + (misaligned ? 1024 - misaligned : 0));
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kStages; ++i) {
+      BarrierInit(&shared.full[i], 1);
+      BarrierInit(&shared.empty[i], 2 * kConsumers / 32);
+    }
+    for (int i = 0; i < 2; ++i) {
+      BarrierInit(&shared.scores_full[i], kWarpgroup / 32);
+      BarrierInit(&shared.scores_empty[i], kWarpgroup / 32);
+    }
+    BarrierInitFence();
+  }
+  ClusterSync();
+
+  const Items items{static_cast<int>(blockIdx.x) / 2, static_cast<int>(gridDim.x) / 2,
+                    static_cast<int>(ClusterRank())};
+  const int role = threadIdx.x / kWarpgroup;
+  if (role == 0) {
+    RegistersDown<40>();
+    if (threadIdx.x == 0) LoadBlocks(shared, p, maps, items);
+    __syncwarp();
+  } else if (role == 1) {
+    RegistersUp<200>();
+    ScoreBlocks(shared, p, items);
+  } else {
+    RegistersUp<240>();
+    StateBlocks(shared, p, maps, items);
+  }
+  // The other CTA may still write here.
+  ClusterSync();
+}
+
+CUtensorMap MapOf(const void* data, const LightningParams& p, int64_t row_stride,
+                  int64_t head_stride) {
+  const int64_t element = sizeof(__nv_bfloat16);
+  return MakeTensorMap(data, {.dims = {kDim, p.heads, p.rows},
+                              .strides = {head_stride * element, row_stride * element},
+                              .box = {64, 1, kB}});
+}
+
+}  // namespace
+
+void LaunchPrefill(Queue& queue, const LightningParams& p) {
+  static const bool ready = [] {
+    CheckCuda(
+        cudaFuncSetAttribute(Prefill, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+    return true;
+  }();
+  static_cast<void>(ready);
+  const Maps maps{MapOf(p.q, p, p.row_stride, p.head_stride),
+                  MapOf(p.k, p, p.row_stride, p.head_stride),
+                  MapOf(p.v, p, p.row_stride, p.head_stride),
+                  MapOf(p.out, p, p.out_row_stride, p.out_head_stride)};
+  const int items = p.num_seqs * p.heads;
+  const int clusters = std::min(items, std::max(1, Multiprocessors() / 2));
+  Prefill<<<static_cast<unsigned>(2 * clusters), kThreads, kSharedBytes, queue.stream()>>>(p, maps);
+  CheckLaunch();
+}
+
+}  // namespace mm01::cuda

@@ -1,0 +1,445 @@
+// Few rows: what takes time is that the weights of the experts touched come from memory once.
+//
+// One block a multiprocessor, and one thread of it keeps 128 KB of weights on their way through a
+// ring of stages. A stage is two slabs of 16 rows of weights (of w1 and of w3, or both of w2) by
+// 512 bytes, and the same inputs of up to eight rows of x. Weights are the first operand of
+// mma.m16n8k16, the rows of x the second; eight warps share the inputs of a stage.
+//
+// An expert of more than eight rows is walked several times, by neighbouring blocks at about the
+// same time, so its weights still come from memory once.
+#include <algorithm>
+#include <bit>
+
+#include "base/check.h"
+#include "device/check_cuda.cuh"
+#include "device/tensor_map.cuh"
+#include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/moe/moe_kernels.cuh"
+
+namespace mm01::cuda {
+namespace {
+
+constexpr int kChains = 8;  // warps that multiply
+constexpr int kThreads = 32 * (kChains + 1);
+constexpr int kSlabRows = 16;
+constexpr int kStepBytes = 512;  // of a row of weights
+constexpr int kSlabBytes = kSlabRows * kStepBytes;
+constexpr int kItemRows = 8;  // of x
+constexpr int kSumFloats = kSlabRows * kItemRows;
+
+template <bool kInt8>
+struct Sizes {
+  static constexpr int kStep = kInt8 ? kStepBytes : kStepBytes / 2;  // inputs
+  // Rows of x stand apart by what puts a warp's reads into different banks.
+  static constexpr int kPitchX = kStep * 2 + (kInt8 ? 32 : 16);
+  static constexpr int kStage = 2 * kSlabBytes + (kItemRows * kPitchX + 1023) / 1024 * 1024;
+  static constexpr int kStages = kInt8 ? 8 : 9;
+  static constexpr int kSums = 2 * kChains * 2 * kSumFloats * 4;  // two sets, one being read
+  static constexpr int kShared = 1024 + kStages * kStage + kSums + 2 * kStages * 8;
+};
+
+struct StreamParams {
+  CUtensorMap w[2];  // of the two slabs: [rows of all experts][chunk of 128 bytes]
+  const bf16* scales[2];
+  const bf16* x;
+  int64_t x_stride;
+  const int32_t* token;  // the row of x for each row, or none: the row itself
+  const RowGroup* groups;
+  const int32_t* num_groups;
+  int n, k, log_group, num_scales;
+  void* out;  // [R, n]  gated: bf16; else float32
+};
+
+// Rows of weights an item: 16 of each matrix, or 32 of one.
+template <bool kGated>
+constexpr int kItemWeights = kGated ? kSlabRows : 2 * kSlabRows;
+
+struct Item {
+  int expert, first_n, rows;
+  int64_t first_row;
+};
+
+// The items of one block. Blocks of rows of one expert go side by side through the same weights.
+template <bool kGated>
+class ItemWalk {
+ public:
+  __device__ explicit ItemWalk(const StreamParams& p)
+      : p_(p), tiles_(p.n / kItemWeights<kGated>), num_groups_(*p.num_groups), id_(blockIdx.x) {
+    if (num_groups_ > 0) Load();
+  }
+
+  __device__ bool Next(Item& item) {
+    while (at_ < num_groups_ && id_ >= tiles_ * blocks_) {
+      id_ -= tiles_ * blocks_;
+      if (++at_ < num_groups_) Load();
+    }
+    if (at_ >= num_groups_) return false;
+    const int block = id_ % blocks_;
+    item.expert = group_.expert;
+    item.first_n = id_ / blocks_ * kItemWeights<kGated>;
+    item.first_row = group_.first + block * kItemRows;
+    item.rows = min(group_.rows - block * kItemRows, kItemRows);
+    id_ += gridDim.x;
+    return true;
+  }
+
+ private:
+  __device__ void Load() {
+    group_ = p_.groups[at_];
+    blocks_ = (group_.rows + kItemRows - 1) / kItemRows;
+  }
+
+  const StreamParams& p_;
+  int tiles_, num_groups_;
+  int id_;  // of the next item, counted from the group's first
+  int at_ = 0;
+  RowGroup group_;
+  int blocks_ = 1;
+};
+
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void Advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+__device__ __forceinline__ void BulkLoad(void* to, const void* from, uint32_t bytes,
+                                         uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(SharedAddress(to)),
+      "l"(from), "r"(bytes), "r"(SharedAddress(barrier))
+      : "memory");
+}
+
+__device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Bytes 2 kPair and 2 kPair + 1 of `q`, signed, as two bf16: exact. With u the lower seven bits,
+// 128 + u and, of the sign, 128 or 256 are bf16 numbers that differ in the byte alone.
+template <int kPair>
+__device__ __forceinline__ uint32_t DecodeInt8(uint32_t q) {
+  const uint32_t halves = __byte_perm(q, 0, kPair == 0 ? 0x4140 : 0x4342);
+  const uint32_t magnitude = (halves & 0x007f007fu) | 0x43004300u;
+  const uint32_t offset = (halves & 0x00800080u) | 0x43004300u;
+  const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
+                                       *reinterpret_cast<const __nv_bfloat162*>(&offset));
+  return *reinterpret_cast<const uint32_t*>(&value);
+}
+
+template <bool kGated, bool kInt8>
+__device__ __forceinline__ void Produce(const StreamParams& p, uint8_t* stages, uint64_t* full,
+                                        uint64_t* empty) {
+  using S = Sizes<kInt8>;
+  constexpr int kChunk = kInt8 ? 128 : 64;  // inputs in 128 bytes
+  const int lane = threadIdx.x % 32;
+  ItemWalk<kGated> walk(p);
+  Ring<S::kStages> ring;
+  Item item;
+  while (walk.Next(item)) {
+    const int row_w = item.expert * p.n + item.first_n;
+    const int second_w = kGated ? row_w : row_w + kSlabRows;
+    const bf16* x = p.x;
+    if (lane < item.rows) {
+      const int64_t row = item.first_row + lane;
+      x += (p.token ? p.token[row] : row) * p.x_stride;
+    }
+    const uint32_t bytes = 2 * kSlabBytes + item.rows * S::kStep * 2;
+    for (int k = 0; k < p.k; k += S::kStep) {
+      uint8_t* const stage = stages + ring.stage * S::kStage;
+      uint64_t* const barrier = &full[ring.stage];
+      BarrierWait(&empty[ring.stage], ring.parity ^ 1);
+      if (lane == 0) {
+        BarrierExpect(barrier, bytes);
+        TmaLoad(stage, &p.w[0], barrier, 0, row_w, k / kChunk);
+        TmaLoad(stage + kSlabBytes, &p.w[1], barrier, 0, second_w, k / kChunk);
+      }
+      __syncwarp();
+      if (lane < item.rows) {
+        BulkLoad(stage + 2 * kSlabBytes + lane * S::kPitchX, x + k, S::kStep * 2, barrier);
+      }
+      ring.Advance();
+    }
+  }
+}
+
+// Where a lane finds its row of 16, in the 32 bytes from piece `piece` of chunk `chunk` on.
+__device__ __forceinline__ uint32_t SlabAddress(const uint8_t* slab, int chunk, int piece) {
+  const int lane = threadIdx.x % 32;
+  return SharedAddress(slab) + chunk * kSlabRows * 128 +
+         Swizzle128(lane % 16, (piece + lane / 16) * 16);
+}
+
+// sum += w x over this warp's 32 inputs of a stage.
+__device__ __forceinline__ void MultiplyBf16(const uint8_t* stage, int warp, float (&sum)[2][4]) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t x = SharedAddress(stage + 2 * kSlabBytes) + lane % 8 * Sizes<false>::kPitchX +
+                     warp * 64 + lane / 8 * 16;
+  uint32_t b[4];
+  LoadMatrix(x, b[0], b[1], b[2], b[3]);
+#pragma unroll
+  for (int slab = 0; slab < 2; ++slab) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      uint32_t a[4];
+      LoadMatrix(SlabAddress(stage + slab * kSlabBytes, warp / 2, warp % 2 * 4 + 2 * i), a[0], a[1],
+                 a[2], a[3]);
+      Mma(sum[slab], a, b[2 * i], b[2 * i + 1]);
+    }
+  }
+}
+
+// The scales that a lane's four rows of weights have for the two halves of its warp's 64 inputs.
+struct Scales {
+  const bf16* row[2][2];
+  uint16_t next[2][2][2];  // [half][slab][rows g and g + 8]
+
+  template <bool kGated>
+  __device__ __forceinline__ void Begin(const StreamParams& p, const Item& item) {
+    const int64_t first =
+        static_cast<int64_t>(item.expert) * p.n + item.first_n + threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int slab = 0; slab < 2; ++slab) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int64_t n = first + 8 * h + (kGated ? 0 : slab * kSlabRows);
+        row[slab][h] = p.scales[slab] + n * p.num_scales;
+      }
+    }
+  }
+
+  // Of inputs k .. k + 63.
+  __device__ __forceinline__ void Fetch(const StreamParams& p, int k) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int at = min((k + 32 * i) >> p.log_group, p.num_scales - 1);
+#pragma unroll
+      for (int slab = 0; slab < 2; ++slab) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          next[i][slab][h] = __ldg(reinterpret_cast<const unsigned short*>(row[slab][h] + at));
+        }
+      }
+    }
+  }
+};
+
+// sum += w x over this warp's 64 inputs of a stage; `scale` as Scales::next has them.
+__device__ __forceinline__ void MultiplyInt8(const uint8_t* stage, int warp, bool halves_differ,
+                                             const uint16_t (&scale)[2][2][2], float (&sum)[2][4]) {
+  const int lane = threadIdx.x % 32;
+  const uint8_t* const x =
+      stage + 2 * kSlabBytes + lane / 4 * Sizes<true>::kPitchX + warp * 128 + lane % 4 * 8;
+  uint2 b[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) b[i] = *reinterpret_cast<const uint2*>(x + 32 * i);
+#pragma unroll
+  for (int slab = 0; slab < 2; ++slab) {
+    float part[4] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t q[4];
+      LoadMatrix(SlabAddress(stage + slab * kSlabBytes, warp / 2, warp % 2 * 4 + 2 * half), q[0],
+                 q[1], q[2], q[3]);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t a[4] = {DecodeInt8<0>(q[2 * i]), DecodeInt8<0>(q[2 * i + 1]),
+                               DecodeInt8<1>(q[2 * i]), DecodeInt8<1>(q[2 * i + 1])};
+        Mma(part, a, b[2 * half + i].x, b[2 * half + i].y);
+      }
+      if (half == 1 || halves_differ) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const float s = __uint_as_float(static_cast<uint32_t>(scale[half][slab][c / 2]) << 16);
+          sum[slab][c] = fmaf(part[c], s, sum[slab][c]);
+          part[c] = 0.0f;
+        }
+      }
+    }
+  }
+}
+
+// Adds up the chains of an item and stores what they make.
+template <bool kGated>
+__device__ __forceinline__ void Finish(const StreamParams& p, const Item& item, const float* sums) {
+  const int thread = threadIdx.x;
+  const auto total = [&](int slab, int at) {
+    float sum = sums[slab * kSumFloats + at];
+#pragma unroll
+    for (int c = 1; c < kChains; ++c) sum += sums[(2 * c + slab) * kSumFloats + at];
+    return sum;
+  };
+  const int at = thread % kSumFloats, slab = thread / kSumFloats;
+  const int n = at / kItemRows, row = at % kItemRows;
+  if (row >= item.rows) return;
+  const int64_t out = (item.first_row + row) * p.n + item.first_n + n;
+  if constexpr (kGated) {
+    if (slab != 0) return;
+    const float gate = total(0, at), up = total(1, at);
+    Store(static_cast<bf16*>(p.out) + out, gate * Sigmoid(gate) * up);
+  } else {
+    static_cast<float*>(p.out)[out + slab * kSlabRows] = total(slab, at);
+  }
+}
+
+template <bool kGated, bool kInt8>
+__device__ __forceinline__ void Consume(const StreamParams& p, const uint8_t* stages, float* sums,
+                                        uint64_t* full, uint64_t* empty) {
+  using S = Sizes<kInt8>;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  constexpr int kMine = S::kStep / kChains;  // inputs of a stage
+  ItemWalk<kGated> walk(p);
+  Ring<S::kStages> ring;
+  Item item;
+  int set = 0;
+  while (walk.Next(item)) {
+    float sum[2][4] = {};
+    [[maybe_unused]] Scales scales;
+    if constexpr (kInt8) {
+      scales.Begin<kGated>(p, item);
+      scales.Fetch(p, warp * kMine);
+    }
+    for (int k = 0; k < p.k; k += S::kStep) {
+      BarrierWait(&full[ring.stage], ring.parity);
+      const uint8_t* const stage = stages + ring.stage * S::kStage;
+      if constexpr (kInt8) {
+        uint16_t scale[2][2][2];
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+          scale[i / 4][i / 2 % 2][i % 2] = scales.next[i / 4][i / 2 % 2][i % 2];
+        scales.Fetch(p, k + S::kStep + warp * kMine);
+        MultiplyInt8(stage, warp, p.log_group == 5, scale, sum);
+      } else {
+        MultiplyBf16(stage, warp, sum);
+      }
+      __syncwarp();
+      if (lane == 0) BarrierArrive(&empty[ring.stage]);
+      ring.Advance();
+    }
+    float* const mine = sums + (set * kChains + warp) * 2 * kSumFloats;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int n = lane / 4 + i % 2 * 8, row = lane % 4 * 2;
+      *reinterpret_cast<float2*>(mine + i / 2 * kSumFloats + n * kItemRows + row) =
+          make_float2(sum[i / 2][i % 2 * 2], sum[i / 2][i % 2 * 2 + 1]);
+    }
+    // Whoever writes this set again has passed the barrier of the next item, after the reads here.
+    NamedBarrierSync<1, 32 * kChains>();
+    Finish<kGated>(p, item, sums + set * kChains * 2 * kSumFloats);
+    set ^= 1;
+  }
+}
+
+template <bool kGated, bool kInt8>
+__global__ void __launch_bounds__(kThreads, 1) Stream(const __grid_constant__ StreamParams p) {
+  using S = Sizes<kInt8>;
+  extern __shared__ uint8_t memory[];
+  uint8_t* const stages = memory + (1024 - SharedAddress(memory) % 1024) % 1024;
+  float* const sums = reinterpret_cast<float*>(stages + S::kStages * S::kStage);
+  uint64_t* const full = reinterpret_cast<uint64_t*>(sums + S::kSums / 4);
+  uint64_t* const empty = full + S::kStages;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < S::kStages; ++i) {
+      BarrierInit(&full[i], 1);
+      BarrierInit(&empty[i], kChains);
+    }
+    BarrierInitFence();
+  }
+  __syncthreads();
+  AllowNextKernel();
+  AwaitEarlierKernels();
+  if (threadIdx.x >= 32 * kChains) {
+    Produce<kGated, kInt8>(p, stages, full, empty);
+  } else {
+    Consume<kGated, kInt8>(p, stages, sums, full, empty);
+  }
+}
+
+template <bool kGated, bool kInt8>
+void LaunchStream(Queue& queue, const StreamParams& p, int64_t num_rows) {
+  constexpr int kBytes = Sizes<kInt8>::kShared;
+  static_assert(kBytes <= 227 * 1024);
+  static const bool enlarged = [] {
+    CheckCuda(cudaFuncSetAttribute(Stream<kGated, kInt8>,
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    return true;
+  }();
+  static_cast<void>(enlarged);
+  const int64_t items = num_rows * (p.n / kItemWeights<kGated>);
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, Multiprocessors()));
+  LaunchOverlapped(queue, Stream<kGated, kInt8>, blocks, kThreads, kBytes, p);
+}
+
+CUtensorMap MapOfW(const void* w, bool int8, int64_t rows, int64_t k) {
+  const int64_t chunk = int8 ? 128 : 64;
+  return MakeTensorMap(
+      w, {.type = int8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+          .dims = {chunk, rows, k / chunk},
+          .strides = {k * 128 / chunk, 128},
+          .box = {static_cast<int>(chunk), kSlabRows, kStepBytes / 128}});
+}
+
+StreamParams Common(const ExpertStack& e, const Routing& r, int64_t n, int64_t k) {
+  StreamParams p{};
+  p.groups = r.groups;
+  p.num_groups = r.num_groups;
+  p.n = static_cast<int>(n);
+  p.k = static_cast<int>(k);
+  if (e.type.group > 0) {
+    p.log_group = std::countr_zero(static_cast<uint64_t>(e.type.group));
+    p.num_scales = static_cast<int>((k + e.type.group - 1) / e.type.group);
+  }
+  return p;
+}
+
+}  // namespace
+
+void StreamUp(Queue& queue, const Tensor& x, const ExpertStack& e, const Routing& r, bf16* h) {
+  const bool int8 = e.type.dtype == DType::kI8;
+  const int64_t rows = r.num_experts * e.inner;
+  StreamParams p = Common(e, r, e.inner, e.width);
+  p.w[0] = MapOfW(e.w1, int8, rows, e.width);
+  p.w[1] = MapOfW(e.w3, int8, rows, e.width);
+  p.scales[0] = e.scales1;
+  p.scales[1] = e.scales3;
+  p.x = x.As<const bf16, 2>().data;
+  p.x_stride = x.stride[0];
+  p.token = r.token;
+  p.out = h;
+  if (int8) {
+    LaunchStream<true, true>(queue, p, r.num_rows());
+  } else {
+    LaunchStream<true, false>(queue, p, r.num_rows());
+  }
+}
+
+void StreamDown(Queue& queue, const bf16* h, const ExpertStack& e, const Routing& r, float* y) {
+  const bool int8 = e.type.dtype == DType::kI8;
+  StreamParams p = Common(e, r, e.width, e.inner);
+  p.w[0] = p.w[1] = MapOfW(e.w2, int8, r.num_experts * e.width, e.inner);
+  p.scales[0] = p.scales[1] = e.scales2;
+  p.x = h;
+  p.x_stride = e.inner;
+  p.out = y;
+  if (int8) {
+    LaunchStream<false, true>(queue, p, r.num_rows());
+  } else {
+    LaunchStream<false, false>(queue, p, r.num_rows());
+  }
+}
+
+}  // namespace mm01::cuda

@@ -1,0 +1,445 @@
+// One block a row. In the mixes of types that the model has, rows of up to 16,384 numbers at
+// multiples of 16 bytes stay in registers, 32 numbers a thread, between the sum of squares and the
+// norm. Everything else takes one slower kernel.
+#include <algorithm>
+
+#include "base/check.h"
+#include "device/check_cuda.cuh"
+#include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/norm/norm_cuda.h"
+
+namespace mm01::cuda {
+namespace {
+
+constexpr int kPieces = 4;  // of eight numbers, a thread
+constexpr int kMostThreads = 512;
+constexpr int64_t kMostInRegisters = int64_t{kMostThreads} * kPieces * 8;
+constexpr int64_t kMostWidth = 49152;
+constexpr int kAnyThreads = 256;
+
+// A matrix whose element type is known at run time.
+struct AnyRows {
+  void* data;
+  int64_t stride;
+  bool is_bf16;
+
+  AnyRows() = default;
+  explicit AnyRows(const Tensor& t)
+      : data(t.data), stride(t.stride[0]), is_bf16(t.dtype == DType::kBF16) {}
+
+  __device__ float Get(int64_t row, int64_t i) const {
+    return is_bf16 ? Load(static_cast<const bf16*>(data) + row * stride + i)
+                   : static_cast<const float*>(data)[row * stride + i];
+  }
+  __device__ void Set(int64_t row, int64_t i, float x) const {
+    if (is_bf16) {
+      Store(static_cast<bf16*>(data) + row * stride + i, x);
+    } else {
+      static_cast<float*>(data)[row * stride + i] = x;
+    }
+  }
+  __device__ void Get8(int64_t row, int64_t i, float (&x)[8]) const {
+    if (is_bf16) {
+      Load8(static_cast<const bf16*>(data) + row * stride + i, x);
+    } else {
+      Load8(static_cast<const float*>(data) + row * stride + i, x);
+    }
+  }
+  __device__ void Set8(int64_t row, int64_t i, const float (&x)[8]) const {
+    if (is_bf16) {
+      Store8(static_cast<bf16*>(data) + row * stride + i, x);
+    } else {
+      Store8(static_cast<float*>(data) + row * stride + i, x);
+    }
+  }
+};
+
+// The sum over the block, for every thread: lanes in halves, then warps in order.
+__device__ __forceinline__ float BlockSum(float x) {
+  __shared__ float warps[kMostThreads / 32];
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  float sum = warps[0];
+  for (unsigned w = 1; w < blockDim.x / 32; ++w) sum += warps[w];
+  return sum;
+}
+
+__device__ __forceinline__ float InverseRoot(float squares, int64_t width, float eps) {
+  return 1.0f / sqrtf(squares / static_cast<float>(width) + eps);
+}
+
+template <typename X>
+struct Matrix {
+  X* data;
+  int64_t stride;
+
+  explicit Matrix(const Tensor& t) : data(static_cast<X*>(t.data)), stride(t.stride[0]) {}
+  __device__ X* At(int64_t row, int piece) const { return data + row * stride + piece * 8; }
+};
+
+template <typename X, typename Out>
+struct AddNormRows {
+  Matrix<X> x;
+  Matrix<Out> branch;
+  Matrix<float> sum;
+  Matrix<Out> out;
+  const float* weight;
+  float alpha, beta, eps;
+  int pieces;  // D / 8
+  bool has_branch, writes_sum;
+};
+
+template <typename X, typename Out>
+__global__ void __launch_bounds__(kMostThreads)
+    AddNormKernel(const __grid_constant__ AddNormRows<X, Out> a) {
+  const int64_t row = blockIdx.x;
+  float weight[kPieces][8], sum[kPieces][8];
+  const auto piece = [](int i) { return static_cast<int>(threadIdx.x + i * blockDim.x); };
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    if (piece(i) < a.pieces) Load8(a.weight + piece(i) * 8, weight[i]);
+  }
+  AllowNextKernel();
+  AwaitEarlierKernels();
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    if (piece(i) < a.pieces) Load8(a.x.At(row, piece(i)), sum[i]);
+  }
+  if (a.has_branch) {
+    float branch[kPieces][8];
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      if (piece(i) < a.pieces) Load8(a.branch.At(row, piece(i)), branch[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      if (piece(i) >= a.pieces) continue;
+#pragma unroll
+      for (int c = 0; c < 8; ++c) sum[i][c] = a.alpha * sum[i][c] + a.beta * branch[i][c];
+    }
+  }
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    if (piece(i) >= a.pieces) continue;
+    if (a.writes_sum) Store8(a.sum.At(row, piece(i)), sum[i]);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) squares = fmaf(sum[i][c], sum[i][c], squares);
+  }
+  const float scale = InverseRoot(BlockSum(squares), int64_t{a.pieces} * 8, a.eps);
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    if (piece(i) >= a.pieces) continue;
+    float y[8];
+#pragma unroll
+    for (int c = 0; c < 8; ++c) y[c] = sum[i][c] * scale * weight[i][c];
+    Store8(a.out.At(row, piece(i)), y);
+  }
+}
+
+struct AddNormAny {
+  AnyRows x, branch, sum, out;
+  const float* weight;
+  float alpha, beta, eps;
+  int64_t width;
+  bool has_branch;
+};
+
+__global__ void __launch_bounds__(kAnyThreads)
+    AddNormAnyKernel(const __grid_constant__ AddNormAny a) {
+  extern __shared__ float kept[];
+  const int64_t row = blockIdx.x;
+  float squares = 0.0f;
+  for (int64_t i = threadIdx.x; i < a.width; i += kAnyThreads) {
+    float s = a.x.Get(row, i);
+    if (a.has_branch) s = a.alpha * s + a.beta * a.branch.Get(row, i);
+    kept[i] = s;
+    a.sum.Set(row, i, s);
+    squares = fmaf(s, s, squares);
+  }
+  const float scale = InverseRoot(BlockSum(squares), a.width, a.eps);
+  for (int64_t i = threadIdx.x; i < a.width; i += kAnyThreads) {
+    a.out.Set(row, i, kept[i] * scale * a.weight[i]);
+  }
+}
+
+template <typename T>
+struct GatedRows {
+  Matrix<T> x, gate, out;
+  const float* weight;
+  const float* squares;  // null: from x
+  float eps;
+  int pieces;
+  int64_t width;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kMostThreads)
+    GatedNormKernel(const __grid_constant__ GatedRows<T> a) {
+  const int64_t row = blockIdx.x;
+  const auto piece = [](int i) { return static_cast<int>(threadIdx.x + i * blockDim.x); };
+  AllowNextKernel();
+  AwaitEarlierKernels();
+  float x[kPieces][8], gate[kPieces][8];
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    if (piece(i) < a.pieces) Load8(a.x.At(row, piece(i)), x[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    if (piece(i) < a.pieces) Load8(a.gate.At(row, piece(i)), gate[i]);
+  }
+  float squares = 0.0f;
+  if (a.squares) {
+    squares = a.squares[row];
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      if (piece(i) >= a.pieces) continue;
+#pragma unroll
+      for (int c = 0; c < 8; ++c) squares = fmaf(x[i][c], x[i][c], squares);
+    }
+    squares = BlockSum(squares);
+  }
+  const float scale = InverseRoot(squares, a.width, a.eps);
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    if (piece(i) >= a.pieces) continue;
+    float y[8], weight[8];
+    Load8(a.weight + piece(i) * 8, weight);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) y[c] = x[i][c] * scale * weight[c] * Sigmoid(gate[i][c]);
+    Store8(a.out.At(row, piece(i)), y);
+  }
+}
+
+struct GatedAny {
+  AnyRows x, gate, out;
+  const float* weight;
+  const float* squares;
+  float eps;
+  int64_t numbers, width;  // of x, of the whole row
+};
+
+// A thread writes only what it alone has read, so out may be x.
+__global__ void __launch_bounds__(kAnyThreads)
+    GatedNormAnyKernel(const __grid_constant__ GatedAny a) {
+  const int64_t row = blockIdx.x;
+  float squares = 0.0f;
+  if (a.squares) {
+    squares = a.squares[row];
+  } else {
+    for (int64_t i = threadIdx.x; i < a.numbers; i += kAnyThreads) {
+      squares = fmaf(a.x.Get(row, i), a.x.Get(row, i), squares);
+    }
+    squares = BlockSum(squares);
+  }
+  const float scale = InverseRoot(squares, a.width, a.eps);
+  for (int64_t i = threadIdx.x; i < a.numbers; i += kAnyThreads) {
+    a.out.Set(row, i, a.x.Get(row, i) * scale * a.weight[i] * Sigmoid(a.gate.Get(row, i)));
+  }
+}
+
+__global__ void __launch_bounds__(kAnyThreads)
+    SquaresKernel(AnyRows x, int64_t width, bool aligned, float* out) {
+  AllowNextKernel();
+  AwaitEarlierKernels();
+  const int64_t row = blockIdx.x;
+  float squares = 0.0f;
+  const int64_t whole = aligned ? width / 8 * 8 : 0;
+  for (int64_t i = threadIdx.x * 8; i < whole; i += kAnyThreads * 8) {
+    float v[8];
+    x.Get8(row, i, v);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) squares = fmaf(v[c], v[c], squares);
+  }
+  for (int64_t i = whole + threadIdx.x; i < width; i += kAnyThreads) {
+    squares = fmaf(x.Get(row, i), x.Get(row, i), squares);
+  }
+  squares = BlockSum(squares);
+  if (threadIdx.x == 0) out[row] = squares;
+}
+
+struct Residual {
+  AnyRows x, branch, sum;
+  float alpha, beta;
+  int64_t width, pieces;  // pieces of eight a row, or of one where rows are not aligned
+  int64_t count;
+  bool aligned;
+};
+
+__global__ void __launch_bounds__(kAnyThreads)
+    AddResidualKernel(const __grid_constant__ Residual a) {
+  AllowNextKernel();
+  AwaitEarlierKernels();
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kAnyThreads + threadIdx.x;
+  if (at >= a.count) return;
+  const int64_t row = at / a.pieces, piece = at % a.pieces;
+  if (a.aligned) {
+    float x[8], branch[8];
+    a.x.Get8(row, piece * 8, x);
+    a.branch.Get8(row, piece * 8, branch);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) x[c] = a.alpha * x[c] + a.beta * branch[c];
+    a.sum.Set8(row, piece * 8, x);
+  } else {
+    a.sum.Set(row, piece, a.alpha * a.x.Get(row, piece) + a.beta * a.branch.Get(row, piece));
+  }
+}
+
+void CheckRows(const Tensor& t, const Tensor& like, const char* what) {
+  Check((t.dtype == DType::kF32 || t.dtype == DType::kBF16) && t.rank == 2 && t.stride[1] == 1 &&
+            t.dim(0) == like.dim(0) && t.dim(1) == like.dim(1),
+        what);
+}
+
+const float* Weight(const Tensor& weight, int64_t width, const char* what) {
+  const auto w = weight.As<const float, 1>();
+  Check(w.dim(0) == width, what);
+  return w.data;
+}
+
+int Threads(int64_t pieces) {
+  const int64_t threads = (pieces + kPieces - 1) / kPieces;
+  return static_cast<int>((threads + 31) / 32 * 32);
+}
+
+dim3 RowGrid(int64_t rows) {
+  return dim3(static_cast<unsigned>(rows));
+}
+
+}  // namespace
+
+void AddNorm(Queue& queue, const AddNormArgs& a) {
+  constexpr const char* kShapes = "AddNorm: shapes or types disagree";
+  const bool has_branch = !a.branch.empty();
+  const Tensor& branch = has_branch ? a.branch : a.x;
+  for (const Tensor* t : {&a.x, &branch, &a.sum, &a.out}) CheckRows(*t, a.x, kShapes);
+  Check(has_branch || a.alpha == 1.0f, "AddNorm: alpha without a branch");
+  const int64_t rows = a.x.dim(0), width = a.x.dim(1);
+  const float* weight = Weight(a.weight, width, kShapes);
+  if (rows == 0 || a.x.dim(1) == 0) return;
+  const bool common = width % 8 == 0 && width <= kMostInRegisters && HasAlignedRows(a.weight) &&
+                      HasAlignedRows(a.x) && HasAlignedRows(branch) && HasAlignedRows(a.sum) &&
+                      HasAlignedRows(a.out) && a.sum.dtype == DType::kF32 &&
+                      (!has_branch || a.branch.dtype == a.out.dtype);
+  if (!common) {
+    Check(width <= kMostWidth, "AddNorm: rows of more than 49,152 numbers");
+    const auto bytes = static_cast<size_t>(width) * sizeof(float);
+    static const bool enlarged = [] {
+      CheckCuda(cudaFuncSetAttribute(AddNormAnyKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     kMostWidth * sizeof(float)));
+      return true;
+    }();
+    static_cast<void>(enlarged);
+    AddNormAnyKernel<<<RowGrid(rows), kAnyThreads, bytes, queue.stream()>>>(
+        {.x = AnyRows(a.x),
+         .branch = AnyRows(branch),
+         .sum = AnyRows(a.sum),
+         .out = AnyRows(a.out),
+         .weight = weight,
+         .alpha = a.alpha,
+         .beta = a.beta,
+         .eps = a.eps,
+         .width = width,
+         .has_branch = has_branch});
+    CheckLaunch();
+    return;
+  }
+  const bool writes_sum = has_branch || a.sum.data != a.x.data || a.sum.dtype != a.x.dtype;
+  const auto pieces = static_cast<int>(width / 8);
+  WithElement(a.x, [&]<typename X>() {
+    WithElement(a.out, [&]<typename Out>() {
+      const AddNormRows<X, Out> rows_of{.x = Matrix<X>(a.x),
+                                        .branch = Matrix<Out>(branch),
+                                        .sum = Matrix<float>(a.sum),
+                                        .out = Matrix<Out>(a.out),
+                                        .weight = weight,
+                                        .alpha = a.alpha,
+                                        .beta = a.beta,
+                                        .eps = a.eps,
+                                        .pieces = pieces,
+                                        .has_branch = has_branch,
+                                        .writes_sum = writes_sum};
+      LaunchOverlapped(queue, AddNormKernel<X, Out>, RowGrid(rows), Threads(pieces), 0, rows_of);
+    });
+  });
+}
+
+void AddResidual(Queue& queue, const AddResidualArgs& a) {
+  constexpr const char* kShapes = "AddResidual: shapes or types disagree";
+  for (const Tensor* t : {&a.x, &a.branch, &a.sum}) CheckRows(*t, a.x, kShapes);
+  const int64_t rows = a.x.dim(0), width = a.x.dim(1);
+  if (rows == 0 || a.x.dim(1) == 0) return;
+  const bool aligned =
+      width % 8 == 0 && HasAlignedRows(a.x) && HasAlignedRows(a.branch) && HasAlignedRows(a.sum);
+  const int64_t pieces = aligned ? width / 8 : width, count = rows * pieces;
+  const Residual residual{.x = AnyRows(a.x),
+                          .branch = AnyRows(a.branch),
+                          .sum = AnyRows(a.sum),
+                          .alpha = a.alpha,
+                          .beta = a.beta,
+                          .width = width,
+                          .pieces = pieces,
+                          .count = count,
+                          .aligned = aligned};
+  LaunchOverlapped(queue, AddResidualKernel, RowGrid((count + kAnyThreads - 1) / kAnyThreads),
+                   kAnyThreads, 0, residual);
+}
+
+void SumOfSquares(Queue& queue, const Tensor& x, const Tensor& out) {
+  const auto squares = out.As<float, 1>();
+  CheckRows(x, x, "SumOfSquares: x is a matrix of float32 or bf16");
+  Check(squares.dim(0) == x.dim(0), "SumOfSquares: shapes disagree");
+  if (x.dim(0) == 0) return;
+  LaunchOverlapped(queue, SquaresKernel, RowGrid(x.dim(0)), kAnyThreads, 0, AnyRows(x), x.dim(1),
+                   HasAlignedRows(x), squares.data);
+}
+
+void GatedNorm(Queue& queue, const GatedNormArgs& a) {
+  constexpr const char* kShapes = "GatedNorm: shapes or types disagree";
+  for (const Tensor* t : {&a.x, &a.gate, &a.out}) CheckRows(*t, a.x, kShapes);
+  const int64_t rows = a.x.dim(0), numbers = a.x.dim(1);
+  const float* weight = Weight(a.weight, numbers, kShapes);
+  const float* squares = nullptr;
+  if (a.squares.empty()) {
+    Check(a.width == numbers, "GatedNorm: a part of a row needs the squares of the whole");
+  } else {
+    const auto given = a.squares.As<const float, 1>();
+    Check(given.dim(0) == rows && a.width >= numbers, kShapes);
+    squares = given.data;
+  }
+  if (rows == 0 || a.x.dim(1) == 0) return;
+  const bool common = numbers % 8 == 0 && numbers <= kMostInRegisters && HasAlignedRows(a.weight) &&
+                      HasAlignedRows(a.x) && HasAlignedRows(a.gate) && HasAlignedRows(a.out) &&
+                      a.gate.dtype == a.x.dtype && a.out.dtype == a.x.dtype;
+  if (!common) {
+    GatedNormAnyKernel<<<RowGrid(rows), kAnyThreads, 0, queue.stream()>>>({.x = AnyRows(a.x),
+                                                                           .gate = AnyRows(a.gate),
+                                                                           .out = AnyRows(a.out),
+                                                                           .weight = weight,
+                                                                           .squares = squares,
+                                                                           .eps = a.eps,
+                                                                           .numbers = numbers,
+                                                                           .width = a.width});
+    CheckLaunch();
+    return;
+  }
+  const auto pieces = static_cast<int>(numbers / 8);
+  WithElement(a.x, [&]<typename T>() {
+    const GatedRows<T> rows_of{.x = Matrix<T>(a.x),
+                               .gate = Matrix<T>(a.gate),
+                               .out = Matrix<T>(a.out),
+                               .weight = weight,
+                               .squares = squares,
+                               .eps = a.eps,
+                               .pieces = pieces,
+                               .width = a.width};
+    LaunchOverlapped(queue, GatedNormKernel<T>, RowGrid(rows), Threads(pieces), 0, rows_of);
+  });
+}
+
+}  // namespace mm01::cuda

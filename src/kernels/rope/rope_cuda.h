@@ -1,0 +1,12 @@
+// rope.h on a GPU.
+#pragma once
+
+#include "kernels/rope/rope.h"
+
+namespace mm01::cuda {
+
+void RopeTable(Queue& queue, const Tensor& position, double theta, const Tensor& cos,
+               const Tensor& sin);
+void Rope(Queue& queue, const Tensor& x, const Tensor& cos, const Tensor& sin);
+
+}  // namespace mm01::cuda
