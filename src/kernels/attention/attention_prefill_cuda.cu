@@ -1,9 +1,9 @@
 // Prefill: softmax(Q K^T) V on the tensor cores, scores never leaving the registers.
 //
 // A block takes one query head's tile of 128 rows at a time and walks the keys in tiles of 128 (two
-// pages) from the cache's first. One warp copies: queries, keys and values, three tiles ahead. Two
-// warpgroups of 64 rows each multiply; while one does the exponentials of its tile, the other has
-// the tensor cores, and each starts the scores of tile t before the values of tile t - 1 are added.
+// pages) from the cache's first. One warp copies: queries, and three stages ahead the keys of tile
+// t with the values of tile t - 1, which are needed together. Two warpgroups of 64 rows each
+// multiply; while one does the exponentials of its tile, the other has the tensor cores.
 //
 // A small kernel first lists the tiles of the ragged batch, those with most keys first; blocks take
 // (kv head, tile, query head) from that list as they get free, so that the query heads that read
@@ -18,7 +18,7 @@
 namespace mm01::cuda {
 namespace {
 
-constexpr int kStages = 3;              // tiles of keys, and of values, in shared memory
+constexpr int kStages = 3;              // tiles of keys, each with values, in shared memory
 constexpr int kGroupRows = 64;          // of a warpgroup
 constexpr int kThreads = 3 * 128;       // a warpgroup that copies, two that multiply
 constexpr int kColumnTile = 128 * 128;  // bytes of 128 rows of 64 columns, as wgmma reads them
@@ -49,8 +49,7 @@ struct Shared {
   unsigned char q[kTileBytes];
   unsigned char k[kStages][kTileBytes];
   unsigned char v[kStages][kTileBytes];
-  uint64_t q_full, q_empty;
-  uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  uint64_t q_full, q_empty, full[kStages], empty[kStages];
   uint64_t v_copied;  // a tile of values whose end is yet to be cleared
   Work work;
 };
@@ -81,16 +80,15 @@ struct Pages {
   }
 };
 
+// By one thread.
 template <int kDim>
-__device__ __forceinline__ void CopyPages(const CUtensorMap* map, uint64_t* full,
+__device__ __forceinline__ void CopyPages(const CUtensorMap* map, uint64_t* barrier,
                                           unsigned char* stage, int kv_head, int2 pages) {
-  if (threadIdx.x % 32 != 0) return;
-  BarrierExpect(full, Shared<kDim>::kTileBytes);
 #pragma unroll
   for (int c = 0; c < kDim / 64; ++c) {
     unsigned char* to = stage + c * kColumnTile;
-    TmaLoad(to, map, full, 64 * c, 0, kv_head, pages.x);
-    TmaLoad(to + kPagePart, map, full, 64 * c, 0, kv_head, pages.y);
+    TmaLoad(to, map, barrier, 64 * c, 0, kv_head, pages.x);
+    TmaLoad(to + kPagePart, map, barrier, 64 * c, 0, kv_head, pages.y);
   }
 }
 
@@ -99,7 +97,10 @@ __device__ __forceinline__ void CopyPages(const CUtensorMap* map, uint64_t* full
 template <int kDim>
 __device__ __forceinline__ void CopyAndClear(const Params& p, Shared<kDim>& s, int stage,
                                              uint32_t phase, int kv_head, int2 pages, int valid) {
-  CopyPages<kDim>(&p.v, &s.v_copied, s.v[stage], kv_head, pages);
+  if (threadIdx.x % 32 == 0) {
+    BarrierExpect(&s.v_copied, Shared<kDim>::kTileBytes);
+    CopyPages<kDim>(&p.v, &s.v_copied, s.v[stage], kv_head, pages);
+  }
   BarrierWait(&s.v_copied, phase);
   for (int c = 0; c < kDim / 64; ++c) {
     for (int at = valid * 128 + threadIdx.x % 32 * 16; at < kColumnTile; at += 32 * 16) {
@@ -108,7 +109,7 @@ __device__ __forceinline__ void CopyAndClear(const Params& p, Shared<kDim>& s, i
   }
   ProxyFence();
   __syncwarp();
-  if (threadIdx.x % 32 == 0) BarrierArrive(&s.v_full[stage]);
+  if (threadIdx.x % 32 == 0) BarrierArrive(&s.full[stage]);
 }
 
 template <int kDim>
@@ -125,60 +126,45 @@ __device__ __forceinline__ void CopyQueries(const Params& p, Shared<kDim>& s, co
 
 template <int kDim>
 __device__ __forceinline__ void Copy(const Params& p, Shared<kDim>& s) {
+  const bool leads = threadIdx.x % 32 == 0;
   const int num_tiles = p.counters[0], num_items = num_tiles * p.heads;
-  int id = blockIdx.x;
-  if (id < num_items) {
-    int next = 0;
-    if (threadIdx.x % 32 == 0) next = atomicAdd(&p.counters[1], 1);
-    Tile tile = p.tiles[Item(id, num_tiles, p.group).tile];
+  Ring<kStages> ring;
+  uint32_t q_phase = 0, clear_phase = 0;
+  for (int id = blockIdx.x, next = 0; id < num_items; id = __shfl_sync(kAllLanes, next, 0)) {
+    const Item item(id, num_tiles, p.group);
+    const Tile tile = p.tiles[item.tile];
+    const int valid = tile.length - (tile.key_tiles - 1) * kKeys;  // keys of the last tile
     Pages pages(p, tile);
-    Ring<kStages> k, v;
-    uint32_t q_phase = 0, clear_phase = 0;
-    for (;;) {
-      // What the next item needs to begin is fetched while this one is copied.
-      next = __shfl_sync(kAllLanes, next, 0);
-      int later = 0;
-      if (threadIdx.x % 32 == 0) later = atomicAdd(&p.counters[1], 1);
-      const Item item(id, num_tiles, p.group);
-      const Tile next_tile =
-          p.tiles[next < num_items ? Item(next, num_tiles, p.group).tile : item.tile];
-
-      const auto copy_keys = [&](int2 both) {
-        BarrierWait(&s.k_empty[k.stage], k.phase ^ 1);
-        CopyPages<kDim>(&p.k, &s.k_full[k.stage], s.k[k.stage], item.kv_head, both);
-        k.Next();
-      };
-      int2 both = {pages.Get(0), pages.Get(1)};
-      copy_keys(both);
-      BarrierWait(&s.q_empty, q_phase ^ 1);
-      CopyQueries(p, s, tile, item.head);
-      q_phase ^= 1;
-      for (int t = 1; t < tile.key_tiles; ++t) {
-        const int2 ahead = {pages.Get(2 * t), pages.Get(2 * t + 1)};
-        copy_keys(ahead);
-        BarrierWait(&s.v_empty[v.stage], v.phase ^ 1);
-        CopyPages<kDim>(&p.v, &s.v_full[v.stage], s.v[v.stage], item.kv_head, both);
-        v.Next();
-        both = ahead;
-      }
-      pages = Pages(p, next_tile);
-      BarrierWait(&s.v_empty[v.stage], v.phase ^ 1);
-      const int valid = tile.length - (tile.key_tiles - 1) * kKeys;
-      if (valid >= kKeys) {
-        CopyPages<kDim>(&p.v, &s.v_full[v.stage], s.v[v.stage], item.kv_head, both);
-      } else {
-        CopyAndClear(p, s, v.stage, clear_phase, item.kv_head, both, max(valid, 0));
+    int2 before = {};
+    for (int t = 0; t <= tile.key_tiles; ++t) {
+      // An item is taken late, when it is known who is free; stages ahead of the multiplying warps
+      // hide what that costs.
+      if (leads && t == max(tile.key_tiles - 3, 0)) next = atomicAdd(&p.counters[1], 1);
+      const bool has_keys = t<tile.key_tiles, has_values = t> 0;
+      int2 both = {};
+      if (has_keys) both = {pages.Get(2 * t), pages.Get(2 * t + 1)};
+      uint64_t* full = &s.full[ring.stage];
+      BarrierWait(&s.empty[ring.stage], ring.phase ^ 1);
+      if (!has_keys && valid < kKeys) {
+        CopyAndClear(p, s, ring.stage, clear_phase, item.kv_head, before, max(valid, 0));
         clear_phase ^= 1;
+      } else if (leads) {
+        BarrierExpect(full, (has_keys + has_values) * Shared<kDim>::kTileBytes);
+        if (has_keys) CopyPages<kDim>(&p.k, full, s.k[ring.stage], item.kv_head, both);
+        if (has_values) CopyPages<kDim>(&p.v, full, s.v[ring.stage], item.kv_head, before);
       }
-      v.Next();
-      if (next >= num_items) break;
-      id = next;
-      next = later;
-      tile = next_tile;
+      __syncwarp();
+      if (t == 0) {
+        BarrierWait(&s.q_empty, q_phase ^ 1);
+        CopyQueries(p, s, tile, item.head);
+        q_phase ^= 1;
+      }
+      ring.Next();
+      before = both;
     }
-    BarrierWait(&s.q_empty, q_phase ^ 1);
   }
-  if (threadIdx.x % 32 != 0) return;
+  BarrierWait(&s.q_empty, q_phase ^ 1);
+  if (!leads) return;
   s.work.rows = 0;
   BarrierArrive(&s.q_full);
 }
@@ -203,45 +189,64 @@ __device__ __forceinline__ uint4 TransposeQuad(uint32_t a, uint32_t b, uint32_t 
   return make_uint4(a, b, c, d);
 }
 
+// The same in all threads of a warp, and known to be: addresses and branches stay uniform.
+__device__ __forceinline__ int Uniform(int x) {
+  return __shfl_sync(kAllLanes, x, 0);
+}
+
+// A descriptor of what stands so many bytes further.
+__device__ __forceinline__ uint64_t Further(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return (descriptor >> 32 << 32) | low;
+}
+
 // 64 rows of one tile; a thread holds parts of the rows r = 16 warp + lane / 4 and r + 8.
 template <int kDim>
 struct Multiplier {
   const Params& p;
   Shared<kDim>& s;
   const int group;  // warpgroup 0 or 1
-  Ring<kStages> k, v;
+  const uint64_t q, keys, values;
+  Ring<kStages> ring;
 
   float out[kDim / 2];
   float scores[kKeys / 2];
   uint32_t weights[kKeys / 16][4];  // bf16 pairs
-  float top[2], sum[2], factor[2];
+  float top[2], sum[2], factor[2], shift[2];
+
+  __device__ __forceinline__ Multiplier(const Params& params, Shared<kDim>& shared, int warpgroup)
+      : p(params),
+        s(shared),
+        group(warpgroup),
+        q(WgmmaDescriptor(shared.q + warpgroup * kGroupRows * 128)),
+        keys(WgmmaDescriptor(shared.k)),
+        values(WgmmaDescriptor(shared.v, kColumnTile)) {}
 
   // scores = Q K^T
   __device__ __forceinline__ void Score() {
-    const uint64_t q = WgmmaDescriptor(s.q + group * kGroupRows * 128);
-    const uint64_t keys = WgmmaDescriptor(s.k[k.stage]);
+    const uint64_t stage = Further(keys, ring.stage * Shared<kDim>::kTileBytes);
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i) {
-      const uint64_t at = (i / 4 * kColumnTile + i % 4 * 32) >> 4;
-      WgmmaSs<0, 0>(scores, q + at, keys + at, i > 0);
+      const uint32_t at = i / 4 * kColumnTile + i % 4 * 32;
+      WgmmaSs<0, 0>(scores, Further(q, at), Further(stage, at), i > 0);
     }
     WgmmaCommit();
   }
 
   // out += weights V
   __device__ __forceinline__ void Weigh() {
-    const uint64_t values = WgmmaDescriptor(s.v[v.stage], kColumnTile);
+    const uint64_t stage = Further(values, ring.stage * Shared<kDim>::kTileBytes);
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
-      WgmmaRs<1>(out, weights[i], values + (i * 16 * 128 >> 4), 1);
+      WgmmaRs<1>(out, weights[i], Further(stage, i * 16 * 128), 1);
     }
     WgmmaCommit();
   }
 
-  // Scores become weights, still float; top and sum move on. `limit`: columns that the thread's two
-  // rows see, counted from its first column. Written so that a row gets the same bits either way.
+  // top moves on. `limit`: columns that the thread's two rows see, counted from its first column.
+  // Written so that a row gets the same bits either way.
   template <bool kMasked>
-  __device__ __forceinline__ void Softmax(int2 limit) {
+  __device__ __forceinline__ void FindTop(int2 limit) {
     if constexpr (kMasked) {
 #pragma unroll
       for (int i = 0; i < kKeys / 2; ++i) {
@@ -251,7 +256,6 @@ struct Multiplier {
     float best[4] = {scores[0], scores[1], scores[2], scores[3]};
 #pragma unroll
     for (int i = 4; i < kKeys / 2; ++i) best[i % 4] = fmaxf(best[i % 4], scores[i]);
-    float shift[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float now = fmaxf(top[r], RowMax(fmaxf(best[2 * r], best[2 * r + 1])));
@@ -260,52 +264,49 @@ struct Multiplier {
       shift[r] = base * p.scale;
       top[r] = now;
     }
+  }
+
+  // Scores become weights; sum and out move on. The exponentials take longest, so the rest is
+  // strewn in between, and `out` is rescaled without asking whether it changes.
+  __device__ __forceinline__ void MakeWeights() {
     float added[4] = {};
 #pragma unroll
-    for (int i = 0; i < kKeys / 2; ++i) {
-      scores[i] = Exp2(__fmaf_rn(scores[i], p.scale, -shift[i % 4 / 2]));
-      added[i % 4] += scores[i];
+    for (int i = 0; i < kKeys / 4; ++i) {
+      const int r = i % 2;
+      const float x = Exp2(__fmaf_rn(scores[2 * i], p.scale, -shift[r]));
+      const float y = Exp2(__fmaf_rn(scores[2 * i + 1], p.scale, -shift[r]));
+      added[2 * r] += x;
+      added[2 * r + 1] += y;
+      weights[i / 4][i % 4] = PackBf16(x, y);
+      if (i < kDim / 4) out[2 * i] *= factor[r], out[2 * i + 1] *= factor[r];
     }
     sum[0] = __fmaf_rn(sum[0], factor[0], added[0] + added[1]);
     sum[1] = __fmaf_rn(sum[1], factor[1], added[2] + added[3]);
   }
 
-  __device__ __forceinline__ void Rescale() {
-    // Once the largest score has been met, factors are 1.
-    if (!__any_sync(kAllLanes, factor[0] != 1.0f || factor[1] != 1.0f)) return;
-#pragma unroll
-    for (int i = 0; i < kDim / 2; ++i) out[i] *= factor[i % 4 / 2];
-  }
-
-  __device__ __forceinline__ void Pack() {
-#pragma unroll
-    for (int i = 0; i < kKeys / 4; ++i) {
-      weights[i / 4][i % 4] = PackBf16(scores[2 * i], scores[2 * i + 1]);
-    }
+  __device__ __forceinline__ void DoneWithStage() {
+    Release(&s.empty[ring.stage]);
+    ring.Next();
   }
 
   template <bool kMasked>
   __device__ __forceinline__ void Step(int2 limit, bool is_last) {
-    BarrierWait(&s.k_full[k.stage], k.phase);
+    BarrierWait(&s.full[ring.stage], ring.phase);
     NamedBarrierSync(1 + group, 256);  // our turn at the tensor cores
     WgmmaFence();
     Score();
-    BarrierWait(&s.v_full[v.stage], v.phase);
-    WgmmaFence();
     Weigh();
     NamedBarrierArrive(2 - group, 256);
     WgmmaWait<1>();
     WgmmaHold(scores);
-    Release(&s.k_empty[k.stage]);
+    FindTop<kMasked>(limit);
+    // A branch at this place keeps the compiler from waiting for the values before it looks for the
+    // maximum.
     if (is_last) Release(&s.q_empty);
-    k.Next();
-    Softmax<kMasked>(limit);
     WgmmaWait<0>();
     WgmmaHold(out);
-    Release(&s.v_empty[v.stage]);
-    v.Next();
-    Rescale();
-    Pack();
+    DoneWithStage();
+    MakeWeights();
   }
 
   __device__ __forceinline__ void Run(const Work& w) {
@@ -323,29 +324,27 @@ struct Multiplier {
 #pragma unroll
     for (int r = 0; r < 2; ++r) top[r] = kNoKey, sum[r] = 0.0f;
 
-    BarrierWait(&s.k_full[k.stage], k.phase);
+    BarrierWait(&s.full[ring.stage], ring.phase);
     WgmmaFence();
     Score();
     WgmmaWait<0>();
     WgmmaHold(scores);
-    Release(&s.k_empty[k.stage]);
     if (w.key_tiles == 1) Release(&s.q_empty);
-    k.Next();
-    Softmax<true>(limit);
-    Pack();
+    DoneWithStage();
+    FindTop<true>(limit);
+    MakeWeights();
 
     const int whole = max(visible(0), 0) / kKeys;  // tiles that all rows see all of
     int t = 1;
     for (; t < min(whole, w.key_tiles); ++t) Step<false>(limit_at(t), t == w.key_tiles - 1);
     for (; t < w.key_tiles; ++t) Step<true>(limit_at(t), t == w.key_tiles - 1);
 
-    BarrierWait(&s.v_full[v.stage], v.phase);
+    BarrierWait(&s.full[ring.stage], ring.phase);
     WgmmaFence();
     Weigh();
     WgmmaWait<0>();
     WgmmaHold(out);
-    Release(&s.v_empty[v.stage]);
-    v.Next();
+    DoneWithStage();
     Write(w, group * kGroupRows + row);
   }
 
@@ -386,26 +385,26 @@ __global__ void __launch_bounds__(kThreads, 1) Prefill(const __grid_constant__ P
     BarrierInit(&s.q_empty, kReaders);
     BarrierInit(&s.v_copied, 1);
     for (int i = 0; i < kStages; ++i) {
-      BarrierInit(&s.k_full[i], 1);
-      BarrierInit(&s.v_full[i], 1);
-      BarrierInit(&s.k_empty[i], kReaders);
-      BarrierInit(&s.v_empty[i], kReaders);
+      BarrierInit(&s.full[i], 1);
+      BarrierInit(&s.empty[i], kReaders);
     }
     BarrierInitFence();
   }
   __syncthreads();
 
-  if (threadIdx.x < 128) {
+  const int warpgroup = Uniform(static_cast<int>(threadIdx.x) / 128);
+  if (warpgroup == 0) {
     RegistersDown<40>();
     if (threadIdx.x < 32) Copy(p, s);
   } else {
     RegistersUp<232>();
-    Multiplier<kDim> m{p, s, static_cast<int>(threadIdx.x) / 128 - 1};
+    Multiplier<kDim> m(p, s, warpgroup - 1);
     if (m.group == 1) NamedBarrierArrive(1, 256);
     uint32_t phase = 0;
     for (;; phase ^= 1) {
       BarrierWait(&s.q_full, phase);
-      const Work w = s.work;
+      const Work w = {Uniform(s.work.row),      Uniform(s.work.rows),   Uniform(s.work.head),
+                      Uniform(s.work.position), Uniform(s.work.length), Uniform(s.work.key_tiles)};
       if (w.rows == 0) break;
       m.Run(w);
     }

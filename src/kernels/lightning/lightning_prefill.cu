@@ -35,19 +35,22 @@ static_assert(kLightningBlock == 64, "a block is one tile of wgmma");
 
 enum BarrierId { kScoresBarrier = 1, kStateBarrier = 2, kPatchBarrier = 3 };
 
+// Powers of the decay of the places 2 p, 2 p + 1 of each 8, for the threads with p = lane % 4. The
+// fifth float4 keeps the four rows in different banks.
+using PairDecays = float4[4][5];
+
 struct alignas(1024) Shared {
   __nv_bfloat16 q[kStages][2][kTile];  // halves of K
   __nv_bfloat16 k[kStages][2][kTile];
   __nv_bfloat16 v[kStages][kTile];    // this CTA's half of V
   __nv_bfloat16 scores[2][2][kTile];  // two buffers; high and low terms
   __nv_bfloat16 out[2][kTile];
-  float score_decay[kB];     // exp(-slope n)
-  float2 out_decay[kB / 2];  // exp(-slope (r + 1)), of places 2 i and 2 i + 1
-  float2 in_decay[kB / 2];   // exp(-slope (B - 1 - r))
+  float score_decay[kB];  // exp(-slope n)
+  PairDecays out_decay;   // exp(-slope (r + 1))
+  PairDecays in_decay;    // exp(-slope (B - 1 - r))
   uint64_t full[kStages], empty[kStages];
   uint64_t scores_full[2], scores_empty[2];
 };
-constexpr int kSharedBytes = sizeof(Shared) + 1024;  // to align it
 
 struct Maps {
   CUtensorMap q, k, v, out;
@@ -79,11 +82,13 @@ struct Items {
   }
 };
 
-__device__ __forceinline__ uint64_t KFastest(const __nv_bfloat16* tile, int step) {
-  return WgmmaDescriptor(tile + step * 16);
+// The 16 columns from 16 i on of a tile whose columns are summed over, and the 16 rows from 16 i on
+// of one whose rows are.
+__device__ __forceinline__ uint64_t Columns(uint64_t tile, int i) {
+  return tile + i * (16 * sizeof(__nv_bfloat16) >> 4);
 }
-__device__ __forceinline__ uint64_t NFastest(const __nv_bfloat16* tiles, int step) {
-  return WgmmaDescriptor(tiles + step * 16 * 64, kTileBytes);
+__device__ __forceinline__ uint64_t Rows(uint64_t tile, int i) {
+  return tile + i * (16 * 64 * sizeof(__nv_bfloat16) >> 4);
 }
 
 // Two floats as the sum of two bf16 each.
@@ -96,12 +101,18 @@ __device__ __forceinline__ Split SplitPair(float x, float y) {
   return {high, PackBf16(x - x_high, y - y_high)};
 }
 
-// This warp no longer reads the stage; both CTAs' loads wait for all warps of both.
+// This warp no longer reads the stage; both CTAs' loads wait for all warps of both. What it read it
+// has in registers, so the arrival need not order anything across the cluster: with
+// .release.cluster it would wait for every store of the multiprocessor, a thousand cycles.
 __device__ __forceinline__ void ReleaseStage(uint64_t* empty) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) {
-    BarrierArriveRemote(empty, 0);
-    BarrierArriveRemote(empty, 1);
+  if (threadIdx.x % 32 < 2) {
+    asm volatile(
+        "{\n.reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(SharedAddress(empty)),
+        "r"(threadIdx.x % 32)
+        : "memory");
   }
 }
 
@@ -188,21 +199,22 @@ __device__ void ScoreBlocks(Shared& shared, const LightningParams& p, const Item
       if (!places.all()) {
         PatchBlock(shared, stage, p, sequence, head, items.rank, places.begin, places.end);
       }
+      const uint64_t q = WgmmaDescriptor(shared.q[stage]), k = WgmmaDescriptor(shared.k[stage]);
       float x[32];
       WgmmaFence();
 #pragma unroll
       for (int i = 0; i < kDim / 16; ++i) {
-        WgmmaSs<0, 0>(x, KFastest(shared.q[stage][i / 4], i % 4),
-                      KFastest(shared.k[stage][i / 4], i % 4), i > 0);
+        const uint64_t half = i / 4 * (kTileBytes >> 4);
+        WgmmaSs<0, 0>(x, Columns(q + half, i % 4), Columns(k + half, i % 4), i > 0);
       }
       WgmmaCommit();
+      const uint32_t buffer = num_done & 1;
+      BarrierWait(&shared.scores_empty[buffer], ~(num_done >> 1) & 1);
       WgmmaWait<0>();
       WgmmaHold(x);
       ReleaseStage(&shared.empty[stage]);
       ring.Next();
 
-      const uint32_t buffer = num_done & 1;
-      BarrierWait(&shared.scores_empty[buffer], ~(num_done >> 1) & 1);
       const uint32_t high_tile = SharedAddress(shared.scores[buffer][0]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
@@ -226,8 +238,13 @@ __device__ void ScoreBlocks(Shared& shared, const LightningParams& p, const Item
 
 // ---- state
 
-// S^T as wgmma's accumulator holds it: of rows v = 16 warp + lane / 4 and v + 8, columns
-// k = 8 j + 2 (lane % 4) and the next.
+// S^T as wgmma's accumulators hold it, a half of K each: of rows v = 16 warp + lane / 4 and v + 8,
+// columns k = 8 j + 2 (lane % 4) and the next.
+struct State {
+  float half[2][32];
+};
+
+// This thread's first element of it in the slot, and where element i of a half is from there.
 __device__ __forceinline__ float* StateOf(const LightningParams& p, const Sequence& sequence,
                                           int head, int rank) {
   const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
@@ -237,166 +254,247 @@ __device__ __forceinline__ float* StateOf(const LightningParams& p, const Sequen
 __device__ __forceinline__ constexpr int StateOffset(int i) {
   return (i / 4 * 8 + i % 2) * kDim + i / 2 % 2 * 8;
 }
+__device__ __forceinline__ void LoadHalf(float (&s)[32], const float* kept, bool fresh) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) s[i] = fresh ? 0.0f : kept[StateOffset(i)];
+}
+__device__ __forceinline__ void StoreHalf(float* kept, const float (&s)[32]) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) kept[StateOffset(i)] = s[i];
+}
 
-// Columns of o that are this sequence's, out of the tile [B][64].
-__device__ void StoreRows(const LightningParams& p, const __nv_bfloat16* tile, int64_t row,
-                          int head, int rank, const Places& places) {
-  auto* out = static_cast<__nv_bfloat16*>(p.out) + row * p.out_row_stride +
-              head * p.out_head_stride + rank * kHalf;
-  for (int i = threadIdx.x % kWarpgroup; i < kB * 8; i += kWarpgroup) {
-    const int r = i / 8, chunk = i % 8;
-    if (r < places.begin || r >= places.end) continue;
-    *reinterpret_cast<uint4*>(out + r * p.out_row_stride + chunk * 8) =
-        *reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(tile) +
-                                        Swizzle128(r, chunk * 16));
+// wgmma's A of 64 of the columns that are summed over, as the sum of two.
+struct Terms {
+  uint32_t high[4][4], low[4][4];
+
+  __device__ __forceinline__ explicit Terms(const float (&x)[32]) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const Split split = SplitPair(x[2 * i], x[2 * i + 1]);
+      high[i / 4][i % 4] = split.high;
+      low[i / 4][i % 4] = split.low;
+    }
+  }
+  // Of V^T with each token's column times its decay.
+  __device__ __forceinline__ Terms(const uint32_t (&v)[4][4], const float4 (&decay)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float first = j < 2 ? decay[i].x : decay[i].z;
+        const float second = j < 2 ? decay[i].y : decay[i].w;
+        const Split split = SplitPair(__uint_as_float(v[i][j] << 16) * first,
+                                      __uint_as_float(v[i][j] & 0xffff0000u) * second);
+        high[i][j] = split.high;
+        low[i][j] = split.low;
+      }
+    }
+  }
+};
+
+__device__ __forceinline__ void LoadDecays(const PairDecays& decays, float4 (&decay)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) decay[i] = decays[threadIdx.x % 4][i];
+}
+
+// o times its columns' decays.
+__device__ __forceinline__ void Scale(float (&o)[32], const float4 (&decay)[4]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float4 pairs = decay[i / 2];
+    const float even = i % 2 ? pairs.z : pairs.x, odd = i % 2 ? pairs.w : pairs.y;
+    o[4 * i] *= even;
+    o[4 * i + 1] *= odd;
+    o[4 * i + 2] *= even;
+    o[4 * i + 3] *= odd;
   }
 }
 
+// x (+)= a tile, where the tile's rows (kRows) or columns are summed over.
+template <bool kRows>
+__device__ __forceinline__ void Multiply(float (&x)[32], const Terms& a, const void* tile,
+                                         bool accumulate) {
+  const uint64_t b = WgmmaDescriptor(tile);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint64_t part = kRows ? Rows(b, i) : Columns(b, i);
+    WgmmaRs<kRows>(x, a.high[i], part, accumulate || i > 0);
+    WgmmaRs<kRows>(x, a.low[i], part, 1);
+  }
+  WgmmaCommit();
+}
+
+// o += V^T P^T
+__device__ __forceinline__ void AddScores(float (&o)[32], const uint32_t (&v)[4][4],
+                                          const __nv_bfloat16 (&scores)[2][kTile]) {
+  const uint64_t high = WgmmaDescriptor(scores[0]), low = high + (kTileBytes >> 4);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    WgmmaRs<0>(o, v[i], Columns(high, i), 1);
+    WgmmaRs<0>(o, v[i], Columns(low, i), 1);
+  }
+  WgmmaCommit();
+}
+
+// What a block adds is summed from zero and only then added to S: the tensor cores' sums round
+// towards zero, which would add up in S over as many blocks as a slow head remembers.
+__device__ __forceinline__ void Advance(float (&s)[32], float forget, const float (&added)[32]) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) s[i] = fmaf(-forget, s[i], s[i]) + added[i];
+}
+
+// Where this thread's row of V^T's fragments [64 v, 64 tokens] is in a tile of V [64 tokens, 64]:
+// tokens 0-7 and columns 0-7, columns 8-15, then tokens 8-15. O's tile is written the same way.
+__device__ __forceinline__ uint32_t FragmentRow(const void* tile, int i) {
+  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
+  return SharedAddress(tile) +
+         Swizzle128(i * 16 + lane % 8 + lane / 16 * 8, warp * 32 + lane / 8 % 2 * 16);
+}
+__device__ __forceinline__ void LoadFragments(uint32_t (&v)[4][4], const __nv_bfloat16* tile) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    LoadMatrixTransposed(FragmentRow(tile, i), v[i][0], v[i][1], v[i][2], v[i][3]);
+  }
+}
+__device__ __forceinline__ void StoreFragments(__nv_bfloat16* tile, const float (&o)[32]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    StoreMatrixTransposed(FragmentRow(tile, i), PackBf16(o[8 * i], o[8 * i + 1]),
+                          PackBf16(o[8 * i + 2], o[8 * i + 3]),
+                          PackBf16(o[8 * i + 4], o[8 * i + 5]),
+                          PackBf16(o[8 * i + 6], o[8 * i + 7]));
+  }
+}
+
+// One (sequence, head), as the state's warpgroup sees it.
+struct StateItem {
+  Shared& shared;
+  const LightningParams& p;
+  const Maps& maps;
+  const Sequence& sequence;
+  int head, rank;
+
+  // Block b of o, which all threads have put in its tile, to memory.
+  __device__ void SendOut(int64_t b, const __nv_bfloat16* tile) const {
+    const int thread = threadIdx.x % kWarpgroup;
+    ProxyFence();
+    // The other tile has been read before anyone writes there again.
+    if (thread == 0) TmaStoreWait<0>();
+    NamedBarrierSync<kStateBarrier, kWarpgroup>();
+    const Places places(sequence, b);
+    const int64_t row = sequence.first_row + b * kB;
+    if (!places.all()) {
+      StoreRows(tile, row, places);
+    } else if (thread == 0) {
+      TmaStore(&maps.out, tile, rank * kHalf, head, static_cast<int>(row));
+      TmaStoreCommit();
+    }
+  }
+
+  // The rows of o that are this sequence's.
+  __device__ void StoreRows(const __nv_bfloat16* tile, int64_t row, const Places& places) const {
+    auto* out = static_cast<__nv_bfloat16*>(p.out) + row * p.out_row_stride +
+                head * p.out_head_stride + rank * kHalf;
+    for (int i = threadIdx.x % kWarpgroup; i < kB * 8; i += kWarpgroup) {
+      const int r = i / 8, chunk = i % 8;
+      if (r < places.begin || r >= places.end) continue;
+      *reinterpret_cast<uint4*>(out + r * p.out_row_stride + chunk * 8) =
+          *reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(tile) +
+                                          Swizzle128(r, chunk * 16));
+    }
+  }
+
+  __device__ void WriteDecays(float slope) const {
+    const int place = threadIdx.x % kWarpgroup;
+    NamedBarrierSync<kStateBarrier, kWarpgroup>();
+    if (place < kB) {
+      const int row = place % 8 / 2, at = place / 8 * 2 + place % 2;
+      reinterpret_cast<float*>(shared.out_decay[row])[at] = DecayPower(slope, place + 1);
+      reinterpret_cast<float*>(shared.in_decay[row])[at] = DecayPower(slope, kB - 1 - place);
+    }
+    NamedBarrierSync<kStateBarrier, kWarpgroup>();
+  }
+};
+
+// The tensor cores work through O's first term, then its second, then what S gains, and all else
+// is done beside them. Loads from shared memory and waits for barriers go ahead of a run of
+// products: behind it they would queue until the last one has started.
 __device__ void StateBlocks(Shared& shared, const LightningParams& p, const Maps& maps,
                             const Items& items) {
-  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
-  const int pair = lane % 4;  // columns 2 pair and the next of each 8
-  // V^T's fragments: tokens 0-7 and columns 0-7, columns 8-15, then tokens 8-15.
-  const int load_row = lane % 8 + lane / 16 * 8, load_byte = warp * 32 + lane / 8 % 2 * 16;
-  // O's, transposed back: as above with tokens as rows.
-  const int store_row = load_row, store_byte = load_byte;
+  const bool first_lane = threadIdx.x % 32 == 0;
   Ring ring;
   uint32_t num_done = 0;
   items.ForEach(p, [&](const Sequence& sequence, int head) {
-    const float slope = p.slope[head];
-    const float forget = BlockForget(slope);
-    NamedBarrierSync<kStateBarrier, kWarpgroup>();
-    if (thread < kB) {
-      reinterpret_cast<float*>(shared.out_decay)[thread] = DecayPower(slope, thread + 1);
-      reinterpret_cast<float*>(shared.in_decay)[thread] = DecayPower(slope, kB - 1 - thread);
-    }
+    const StateItem item{shared, p, maps, sequence, head, items.rank};
+    const float slope = p.slope[head], forget = BlockForget(slope);
+    item.WriteDecays(slope);
     float* const kept = StateOf(p, sequence, head, items.rank);
-    float s[64];
-#pragma unroll
-    for (int i = 0; i < 64; ++i) s[i] = sequence.fresh ? 0.0f : kept[StateOffset(i)];
-    NamedBarrierSync<kStateBarrier, kWarpgroup>();
+    State s;
+    LoadHalf(s.half[0], kept, sequence.fresh);
+    LoadHalf(s.half[1], kept + 64 * kDim, sequence.fresh);
+    Terms first(s.half[0]);
 
     const int64_t num_blocks = sequence.num_blocks(), num_complete = sequence.num_complete();
     for (int64_t b = 0; b < num_blocks; ++b) {
       const int stage = ring.stage;
+      const uint32_t buffer = num_done & 1;
       BarrierWait(&shared.full[stage], ring.parity);
       const Places places(sequence, b);
       if (!places.all()) {
         PatchBlock(shared, stage, p, sequence, head, items.rank, places.begin, places.end);
       }
+      uint32_t v[4][4];
+      float4 decay[4];
+      LoadFragments(v, shared.v[stage]);
+      LoadDecays(shared.in_decay, decay);
 
-      // O^T = S^T Q^T
-      uint32_t high[8][4], low[8][4];
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        const Split x = SplitPair(s[2 * i], s[2 * i + 1]);
-        high[i / 4][i % 4] = x.high;
-        low[i / 4][i % 4] = x.low;
-      }
+      // O^T = (S^T Q^T) * decay
       float o[32];
       WgmmaFence();
-#pragma unroll
-      for (int i = 0; i < kDim / 16; ++i) {
-        const uint64_t q = KFastest(shared.q[stage][i / 4], i % 4);
-        WgmmaRs<0>(o, high[i], q, i > 0);
-        WgmmaRs<0>(o, low[i], q, 1);
-      }
-      WgmmaCommit();
-
-      // Meanwhile V^T, plain and decayed to the end of the block.
-      uint32_t v[4][4], v_high[4][4], v_low[4][4];
-      const uint32_t v_tile = SharedAddress(shared.v[stage]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        LoadMatrixTransposed(v_tile + Swizzle128(load_row + i * 16, load_byte), v[i][0], v[i][1],
-                             v[i][2], v[i][3]);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const float2 decay = shared.in_decay[i * 8 + j / 2 * 4 + pair];
-          const Split x = SplitPair(__uint_as_float(v[i][j] << 16) * decay.x,
-                                    __uint_as_float(v[i][j] & 0xffff0000u) * decay.y);
-          v_high[i][j] = x.high;
-          v_low[i][j] = x.low;
-        }
-      }
-      WgmmaWait<0>();
-      WgmmaHold(o);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float2 decay = shared.out_decay[i * 4 + pair];
-        o[4 * i] *= decay.x;
-        o[4 * i + 1] *= decay.y;
-        o[4 * i + 2] *= decay.x;
-        o[4 * i + 3] *= decay.y;
-      }
-
-      // What the block adds to S^T, by itself: the tensor cores' sums round towards zero, which
-      // would add up in S over as many blocks as a slow head remembers.
-      float added[64];
+      Multiply<false>(o, first, shared.q[stage][0], false);
+      if (b > 0) item.SendOut(b - 1, shared.out[buffer ^ 1]);
+      const Terms second(s.half[1]);
       WgmmaFence();
-#pragma unroll
-      for (int i = 0; i < kB / 16; ++i) {
-        const uint64_t k = NFastest(shared.k[stage][0], i);
-        WgmmaRs<1>(added, v_high[i], k, i > 0);
-        WgmmaRs<1>(added, v_low[i], k, 1);
-      }
-      WgmmaCommit();
-
-      // O^T += V^T P^T
-      const uint32_t buffer = num_done & 1;
+      Multiply<false>(o, second, shared.q[stage][1], true);
+      const Terms decayed_v(v, decay);
       BarrierWait(&shared.scores_full[buffer], num_done >> 1 & 1);
-      WgmmaFence();
-#pragma unroll
-      for (int i = 0; i < kB / 16; ++i) {
-        WgmmaRs<0>(o, v[i], KFastest(shared.scores[buffer][0], i), 1);
-        WgmmaRs<0>(o, v[i], KFastest(shared.scores[buffer][1], i), 1);
-      }
-      WgmmaCommit();
-
-      WgmmaWait<1>();
-      WgmmaHold(added);
-#pragma unroll
-      for (int i = 0; i < 64; ++i) s[i] = fmaf(-forget, s[i], s[i]) + added[i];
       WgmmaWait<0>();
       WgmmaHold(o);
-      ReleaseStage(&shared.empty[stage]);
-      ring.Next();
-      if (lane == 0) BarrierArrive(&shared.scores_empty[buffer]);
-      ++num_done;
-      if (b + 1 == num_complete) {
-#pragma unroll
-        for (int i = 0; i < 64; ++i) kept[StateOffset(i)] = s[i];
-      }
+      LoadDecays(shared.out_decay, decay);
+      Scale(o, decay);
 
-      const uint32_t out_tile = SharedAddress(shared.out[buffer]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        StoreMatrixTransposed(
-            out_tile + Swizzle128(store_row + i * 16, store_byte), PackBf16(o[8 * i], o[8 * i + 1]),
-            PackBf16(o[8 * i + 2], o[8 * i + 3]), PackBf16(o[8 * i + 4], o[8 * i + 5]),
-            PackBf16(o[8 * i + 6], o[8 * i + 7]));
-      }
-      ProxyFence();
-      // The other buffer's store has read it before anyone writes there again.
-      if (thread == 0) TmaStoreWait<0>();
-      NamedBarrierSync<kStateBarrier, kWarpgroup>();
-      const int64_t row = sequence.first_row + b * kB;
-      if (!places.all()) {
-        StoreRows(p, shared.out[buffer], row, head, items.rank, places);
-      } else if (thread == 0) {
-        TmaStore(&maps.out, shared.out[buffer], items.rank * kHalf, head, static_cast<int>(row));
-        TmaStoreCommit();
-      }
+      float added[2][32];
+      WgmmaFence();
+      AddScores(o, v, shared.scores[buffer]);
+      Multiply<true>(added[0], decayed_v, shared.k[stage][0], false);
+      Multiply<true>(added[1], decayed_v, shared.k[stage][1], false);
+      WgmmaWait<2>();
+      WgmmaHold(o);
+      __syncwarp();
+      if (first_lane) BarrierArrive(&shared.scores_empty[buffer]);
+      StoreFragments(shared.out[buffer], o);
+      WgmmaWait<1>();
+      WgmmaHold(added[0]);
+      Advance(s.half[0], forget, added[0]);
+      first = Terms(s.half[0]);
+      if (b + 1 == num_complete) StoreHalf(kept, s.half[0]);
+      WgmmaWait<0>();
+      WgmmaHold(added[1]);
+      Advance(s.half[1], forget, added[1]);
+      ReleaseStage(&shared.empty[stage]);
+      if (b + 1 == num_complete) StoreHalf(kept + 64 * kDim, s.half[1]);
+      ring.Next();
+      ++num_done;
     }
+    item.SendOut(num_blocks - 1, shared.out[~num_done & 1]);
   });
-  if (thread == 0) TmaStoreWait<0>();
+  if (threadIdx.x % kWarpgroup == 0) TmaStoreWait<0>();
 }
 
 __global__ void __cluster_dims__(2) __launch_bounds__(kThreads, 1)
     Prefill(const __grid_constant__ LightningParams p, const __grid_constant__ Maps maps) {
-  extern __shared__ char memory[];
-  const uint32_t misaligned = SharedAddress(memory) % 1024;
-  Shared& shared = *reinterpret_cast<Shared*>(memory + (misaligned ? 1024 - misaligned : 0));
+  extern __shared__ __align__(1024) char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&shared.full[i], 1);
@@ -441,7 +539,7 @@ CUtensorMap MapOf(const void* data, const LightningParams& p, int64_t row_stride
 void LaunchPrefill(Queue& queue, const LightningParams& p) {
   static const bool ready = [] {
     CheckCuda(
-        cudaFuncSetAttribute(Prefill, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+        cudaFuncSetAttribute(Prefill, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)));
     return true;
   }();
   static_cast<void>(ready);
@@ -451,7 +549,8 @@ void LaunchPrefill(Queue& queue, const LightningParams& p) {
                   MapOf(p.out, p, p.out_row_stride, p.out_head_stride)};
   const int items = p.num_seqs * p.heads;
   const int clusters = std::min(items, std::max(1, Multiprocessors() / 2));
-  Prefill<<<static_cast<unsigned>(2 * clusters), kThreads, kSharedBytes, queue.stream()>>>(p, maps);
+  Prefill<<<static_cast<unsigned>(2 * clusters), kThreads, sizeof(Shared), queue.stream()>>>(p,
+                                                                                             maps);
   CheckLaunch();
 }
 

@@ -1,0 +1,121 @@
+// The whole model on a GPU against the same on the CPU.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "infer/generate.h"
+#include "infer/session.h"
+#include "testing/near.h"
+#include "testing/tiny_model.h"
+
+namespace mm01::infer {
+namespace {
+
+// Text-01's head dims in a small model, so that the kernels for them run.
+TextConfig ReleasedHeads() {
+  TextConfig c = TinyConfig();
+  c.hidden_size = 256;
+  c.head_dim = 128;
+  c.num_heads = 8;
+  c.num_kv_heads = 2;
+  c.rotary_dim = 64;
+  c.ffn_size = 128;
+  return c;
+}
+
+class EngineCudaTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const auto gpu = FindCuda(); !gpu.ok()) GTEST_SKIP() << gpu.status().message();
+  }
+
+  std::unique_ptr<Engine> Load(const TextConfig& config, Device device, DType type,
+                               int64_t rows = 512) {
+    WriteTinyModel(folder_.path(), config);
+    const WeightType weights{type, type == DType::kI8 ? 64 : 0};
+    auto engine = Engine::Load(folder_.path(), {.weights = weights,
+                                                .device = device,
+                                                .num_threads = 2,
+                                                .context_tokens = 512,
+                                                .num_sequences = 4,
+                                                .prefill_rows = rows});
+    Check(engine.ok(), engine.status().message());
+    return std::move(*engine);
+  }
+
+  // The logits after `prompt` tokens in one piece and `single` one by one.
+  static std::vector<float> Logits(Engine& engine, int64_t prompt, int64_t single) {
+    Session session = Session::Open(engine).value();
+    const std::vector<int32_t> ids = TinyTokens(prompt + single);
+    const std::span all(ids);
+    EXPECT_TRUE(session.Read(all.first(static_cast<size_t>(prompt))).ok());
+    for (int64_t i = 0; i < single; ++i) {
+      EXPECT_TRUE(session.Read(all.subspan(static_cast<size_t>(prompt + i), 1)).ok());
+    }
+    return {session.logits().begin(), session.logits().end()};
+  }
+
+  void ExpectAgree(TextConfig config, DType type, double tolerance) {
+    // A rounded router logit may choose another expert: here every token goes to all.
+    if (type != DType::kF32) config.num_experts_per_token = config.num_experts;
+    const auto cpu = Load(config, Device::kCpu, type), gpu = Load(config, Device::kCuda, type);
+    for (const int64_t prompt : {1, 63, 64, 65, 200}) {
+      SCOPED_TRACE(prompt);
+      EXPECT_LE(RelativeError(Logits(*gpu, prompt, 0), Logits(*cpu, prompt, 0)), tolerance);
+      EXPECT_LE(RelativeError(Logits(*gpu, prompt, 70), Logits(*cpu, prompt, 70)), tolerance);
+    }
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(EngineCudaTest, Float32EqualsTheCpu) {
+  ExpectAgree(TinyConfig(), DType::kF32, 1e-5);
+  ExpectAgree(ReleasedHeads(), DType::kF32, 1e-5);
+}
+
+TEST_F(EngineCudaTest, Bf16IsNear) {
+  ExpectAgree(TinyConfig(), DType::kBF16, 2e-2);
+  ExpectAgree(ReleasedHeads(), DType::kBF16, 2e-2);
+}
+
+TEST_F(EngineCudaTest, Int8IsNear) {
+  ExpectAgree(TinyConfig(), DType::kI8, 2e-2);
+  ExpectAgree(ReleasedHeads(), DType::kI8, 2e-2);
+}
+
+TEST_F(EngineCudaTest, ARecordedStepGivesTheBitsOfAPlainOne) {
+  const auto engine = Load(ReleasedHeads(), Device::kCuda, DType::kBF16);
+  const std::vector<float> first = Logits(*engine, 64, 1);  // no step recorded yet
+  Logits(*engine, 64, 20);
+  EXPECT_EQ(Logits(*engine, 64, 1), first);
+}
+
+TEST_F(EngineCudaTest, SavedOnTheGpuGoesOnThereAndOnTheCpu) {
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    const auto gpu = Load(ReleasedHeads(), Device::kCuda, type);
+    const auto cpu = Load(ReleasedHeads(), Device::kCpu, type);
+    const std::string path = folder_.path() + "/saved";
+    const std::vector<int32_t> ids = TinyTokens(150);
+    Session session = Session::Open(*gpu).value();
+    ASSERT_TRUE(session.Read(ids).ok());
+    ASSERT_TRUE(session.Save(path).ok());
+    const std::vector<int32_t> next = {7, 11, 13};
+    ASSERT_TRUE(session.Read(next).ok());
+    const std::vector<float> want(session.logits().begin(), session.logits().end());
+    Result<Session> again = Session::Load(*gpu, path);
+    ASSERT_TRUE(again.ok()) << again.status().message();
+    ASSERT_TRUE(again->Read(next).ok());
+    EXPECT_EQ(std::vector<float>(again->logits().begin(), again->logits().end()), want);
+    Result<Session> there = Session::Load(*cpu, path);
+    ASSERT_TRUE(there.ok()) << there.status().message();
+    ASSERT_TRUE(there->Read(next).ok());
+    const std::vector<float> on_cpu(there->logits().begin(), there->logits().end());
+    EXPECT_LE(RelativeError(on_cpu, want), type == DType::kF32 ? 1e-5 : 2e-2);
+  }
+}
+
+}  // namespace
+}  // namespace mm01::infer
