@@ -59,13 +59,8 @@ double RelativeError(std::span<const bf16> got, std::span<const double> want) {
   return std::sqrt(difference / norm);
 }
 
-void Require(Harness& h, const std::string& what, double error, double lse_error) {
-  h.Say(fmt::format("attention: {} differs by {:.2e}, its log-sum-exp by {:.2e}", what, error,
-                    lse_error));
-  if (!(error <= 2.5e-3 && lse_error <= 5e-5)) {
-    throw DeviceError("attention differs from the reference: " + what);
-  }
-}
+// Rounding the output costs 1.65e-3, rounding the weights, which decode does not, 1.5e-3 more.
+constexpr double kPrefillTolerance = 2.4e-3, kDecodeTolerance = 2e-3;
 
 // One sequence of up to `kLongest` keys, whose page i is (i * 5) mod P of the pool; and queries.
 struct Layer {
@@ -151,22 +146,30 @@ struct Call {
                       .lse = wants_lse ? lse : Tensor()});
   }
 
-  // Row `row` of the last run against the reference, which gave `want` for `repeats` times fewer
-  // keys.
-  void Compare(Harness& h, const std::string& what, int64_t row, const AttentionReference& want,
-               double repeats) const {
+  struct Expected {
+    AttentionReference row;  // of `repeats` times fewer keys
+    double repeats, tolerance;
+  };
+
+  // Row `row` of the last run.
+  void Compare(Harness& h, const std::string& what, int64_t row, const Expected& want) const {
     std::vector<bf16> out(static_cast<size_t>(kHeads * kDim));
     std::vector<float> lse(static_cast<size_t>(kHeads));
     h.queue().CopyToHost(out.data(), layer.out.As<bf16>() + row * kHeads * kDim,
                          std::ssize(out) * kBytes);
     h.queue().CopyToHost(lse.data(), layer.lse.As<float>() + row * kHeads,
                          std::ssize(lse) * SizeOf(DType::kF32));
+    const double error = RelativeError(out, want.row.out);
     double lse_error = 0;
     for (size_t i = 0; i < lse.size(); ++i) {
-      lse_error = std::max(lse_error,
-                           std::abs(static_cast<double>(lse[i]) - want.lse[i] - std::log(repeats)));
+      const double exact = want.row.lse[i] + std::log(want.repeats);
+      lse_error = std::max(lse_error, std::abs(static_cast<double>(lse[i]) - exact));
     }
-    Require(h, what, RelativeError(out, want.out), lse_error);
+    h.Say(fmt::format("attention: {} differs by {:.2e}, its log-sum-exp by {:.2e}", what, error,
+                      lse_error));
+    if (!(error <= want.tolerance && lse_error <= 5e-5)) {
+      throw DeviceError("attention differs from the reference: " + what);
+    }
   }
 };
 
@@ -177,7 +180,8 @@ void CheckPrefill(Harness& h, const Layer& layer) {
   const std::vector<float> k = Layer::InOrder(layer.k, kRows), v = Layer::InOrder(layer.v, kRows);
   for (const int64_t row : {0, 200, 8191}) {
     call.Compare(h, "prefill, row " + std::to_string(row), row,
-                 ReferenceAttention(layer.Query(row), k, v, kKvHeads, kDim, 0, row + 1), 1);
+                 {ReferenceAttention(layer.Query(row), k, v, kKvHeads, kDim, 0, row + 1), 1,
+                  kPrefillTolerance});
   }
 }
 
@@ -203,8 +207,8 @@ void BenchDecode(Harness& h, const Layer& layer) {
   const Call call(h.queue(), layer, 1, kLongest);
   call.Run(h.queue(), true);
   call.Compare(h, "decode", 0,
-               ReferenceAttention(layer.Query(0), layer.k, layer.v, kKvHeads, kDim, 0, kPeriod),
-               static_cast<double>(kLongest / kPeriod));
+               {ReferenceAttention(layer.Query(0), layer.k, layer.v, kKvHeads, kDim, 0, kPeriod),
+                static_cast<double>(kLongest / kPeriod), kDecodeTolerance});
   const double seconds = DecodeSeconds(h, call);
   const double bytes = 2.0 * static_cast<double>(kLongest * kKvHeads * kDim * kBytes);
   const double share = h.Floor(bytes) / seconds;

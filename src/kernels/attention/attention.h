@@ -14,12 +14,15 @@
 // Errors    Shapes that disagree are our own bug: Check throws.
 //
 // On a GPU q, k, v and out are float32 or bf16, all of one type, pages are plain rows and have no
-// scales, and a sequence of more than kDecodeRows rows in max_rows takes another path:
+// scales, and max_rows says which path the whole call takes, so that one long sequence takes
+// decoding ones along:
 //
-//   prefill   keys in tiles of 128 from the cache's first, folded in order
+//   prefill   max_rows above kDecodeRows. Keys in tiles of 128 from the cache's first, folded in
+//             order; weights rounded to bf16: a row is off by 2.2e-3, of which rounding the output
+//             is 1.65e-3
 //   decode    keys in splits of 512 up to key 16,384 and of 1,024 after it, merged in order; holds
 //             H (K + 2) floats a row and split, for which the pages of all sequences together are
-//             taken to be no more than the pool's
+//             taken to be no more than the pool's; weights in two bf16 terms
 //
 // A row has the same bits in every chunking and batch that takes the same path; paths differ in the
 // last bits. Fast are bf16 with K = 64 or 128 and 16-byte aligned rows, decode for H / G up to 16;

@@ -140,7 +140,8 @@ __device__ __forceinline__ void Copy(const Params& p, Shared<kDim>& s) {
       // An item is taken late, when it is known who is free; stages ahead of the multiplying warps
       // hide what that costs.
       if (leads && t == max(tile.key_tiles - 3, 0)) next = atomicAdd(&p.counters[1], 1);
-      const bool has_keys = t<tile.key_tiles, has_values = t> 0;
+      const bool has_keys = t < tile.key_tiles;
+      const bool has_values = t > 0;
       int2 both = {};
       if (has_keys) both = {pages.Get(2 * t), pages.Get(2 * t + 1)};
       uint64_t* full = &s.full[ring.stage];

@@ -49,6 +49,7 @@ LightningParams ParamsOf(const LightningArgs& a) {
           .k_rows = state.k_rows.data,
           .v_rows = state.v_rows.data,
           .rows = a.q.dim(0),
+          .num_slots = state.s.dim(0),
           .num_seqs = static_cast<int32_t>(num_seqs),
           .heads = static_cast<int32_t>(heads),
           .dim = static_cast<int32_t>(dim)};

@@ -23,7 +23,7 @@ struct LightningParams {
   const int32_t* slot;
   float* s;               // [P, H, K, V]
   void *k_rows, *v_rows;  // [P, H, B, K]
-  int64_t rows;
+  int64_t rows, num_slots;
   int32_t num_seqs, heads, dim;
 };
 
