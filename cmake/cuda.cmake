@@ -1,7 +1,7 @@
 # MM01_CUDA is ON, OFF, or AUTO: on where nvcc 13 or later is found. The kernels are for compute
 # capability 9.0a alone. The runtime is linked in whole, so the program starts without a GPU.
 set(MM01_CUDA AUTO CACHE STRING "The CUDA back end: ON, OFF, or AUTO where nvcc 13 is found")
-set(MM01_HAS_CUDA OFF)
+set(MM01_HAS_CUDA OFF CACHE INTERNAL "Whether CUDA sources are compiled")
 if(NOT MM01_CUDA STREQUAL "OFF")
   find_program(MM01_NVCC nvcc HINTS ENV CUDA_PATH PATHS /usr/local/cuda/bin)
   set(nvcc_version 0)
@@ -11,7 +11,7 @@ if(NOT MM01_CUDA STREQUAL "OFF")
     set(nvcc_version ${CMAKE_MATCH_1})
   endif()
   if(nvcc_version VERSION_GREATER_EQUAL 13)
-    set(MM01_HAS_CUDA ON)
+    set(MM01_HAS_CUDA ON CACHE INTERNAL "Whether CUDA sources are compiled")
   elseif(MM01_CUDA STREQUAL "ON")
     message(FATAL_ERROR "MM01_CUDA is ON, and nvcc 13 or later was not found")
   endif()

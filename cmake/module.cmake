@@ -38,6 +38,11 @@ function(mm01_module name)
   set_target_properties(mm01_${name} PROPERTIES VERIFY_INTERFACE_HEADER_SETS ON)
   target_include_directories(mm01_${name} ${scope} ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(mm01_${name} ${scope} ${ARG_DEPS})
+  # What most sources of these folders include, parsed once. ccache does better without.
+  if(NOT CCACHE AND name MATCHES "^(io|model|planner|infer|eval|cli)$")
+    target_precompile_headers(mm01_${name} PRIVATE <fmt/format.h> <nlohmann/json.hpp> <algorithm>
+                              <functional> <map> <memory> <optional> <string> <vector>)
+  endif()
   # Only where a source asks, so that the others are the same objects in both kinds of build.
   if(MM01_HAS_CUDA AND name MATCHES "^(device|kernels|eval|cli)$")
     target_compile_definitions(mm01_${name} PRIVATE MM01_CUDA)

@@ -54,17 +54,31 @@ void CheckAnswer(Engine& engine) {
         "prefill and decode differ");
 }
 
-// The median time of a step of one token, in seconds.
+// The shortest of some steps of one token, in seconds.
 double DecodeSeconds(Session& session, int steps) {
-  std::vector<double> seconds;
+  double best = 1e30;
   for (int i = 0; i < steps; ++i) {
     const auto token = static_cast<int32_t>(i % session.engine().config().vocab_size);
     const double start = Now();
     Check(session.Read({&token, 1}).ok(), "no room for a token");
-    seconds.push_back(Now() - start);
+    best = std::min(best, Now() - start);
   }
-  std::ranges::nth_element(seconds, seconds.begin() + steps / 2);
-  return seconds[static_cast<size_t>(steps / 2)];
+  return best;
+}
+
+struct Round {
+  double value, ceiling;
+  double early = 0.0;  // seconds of a token at the start, where the ceiling counts from it
+  double share() const { return value / ceiling; }
+};
+
+// Machines change speed, so a measurement and its ceiling are taken side by side, the best of a few
+// tries of each, several times over. The median round by its share.
+Round MedianRound(int rounds, const std::function<Round()>& measure) {
+  std::vector<Round> all;
+  for (int i = 0; i < rounds; ++i) all.push_back(measure());
+  std::ranges::nth_element(all, all.begin() + rounds / 2, {}, &Round::share);
+  return all[static_cast<size_t>(rounds / 2)];
 }
 
 // A prompt read from the start, with the logits of its last token.
@@ -77,9 +91,87 @@ double PrefillFlops(const TextConfig& config, int64_t tokens) {
   return flops;
 }
 
-EngineOptions OptionsFor(int threads, int64_t context) {
-  return {
-      .num_threads = threads, .context_tokens = context, .num_sequences = 2, .prefill_rows = 1024};
+struct Bench {
+  const BenchOptions& options;
+  int threads;
+  const ReadCeiling& reading;
+  std::function<void(const BenchLine&)> add;
+
+  int rounds() const { return options.brief ? 1 : 9; }
+  int steps() const { return options.brief ? 2 : 6; }
+  EngineOptions EngineFor(int64_t context) const {
+    return {.num_threads = threads,
+            .context_tokens = context,
+            .num_sequences = 2,
+            .prefill_rows = 1024};
+  }
+};
+
+void Prefill(const Bench& bench, const TextConfig& config) {
+  const bool brief = bench.options.brief;
+  const int64_t prompt = brief ? 256 : 2048;
+  const auto engine = Engine::Random(config, {DType::kF32, 0}, bench.EngineFor(prompt + 64));
+  CheckAnswer(*engine);
+  const std::vector<int32_t> tokens = RandomTokens(prompt, config.vocab_size);
+  const double flops = PrefillFlops(config, prompt);
+  std::string library;
+  const Round round = MedianRound(brief ? 1 : 3, [&] {
+    const GemmCeiling ceiling =
+        LibraryGemm(bench.threads, prompt, config.hidden_size, config.hidden_size, brief ? 3 : 10);
+    library = ceiling.library;
+    Result<Session> session = Session::Open(*engine);
+    Check(session.ok(), "the prompt does not fit");
+    const double start = Now();
+    Check(session->Read(tokens).ok(), "the prompt does not fit");
+    return Round{flops / (Now() - start), ceiling.flops_per_second};
+  });
+  bench.add({fmt::format("prefill of {} tokens, float32", prompt), round.value / 1e9, "GFLOP/s",
+             round.ceiling / 1e9, "GEMM of " + (library.empty() ? "no library" : library)});
+  bench.add(
+      {"prefill speed", round.value / flops * static_cast<double>(prompt), "tokens/s", 0.0, ""});
+}
+
+Status Decode(const Bench& bench, const TextConfig& config, const WeightType& type) {
+  const auto engine = Engine::Random(config, type, bench.EngineFor(1024));
+  CheckAnswer(*engine);
+  MM01_ASSIGN_OR_RETURN(Session session, Session::Open(*engine));
+  MM01_RETURN_IF_ERROR(session.Read(RandomTokens(128, config.vocab_size)));
+  const auto bytes = static_cast<double>(
+      BytesTouchedPerToken(config, type, engine->state().kv_type(), session.length()).total());
+  const Round round = MedianRound(bench.rounds(), [&] {
+    const double ceiling = bench.reading.Measure();
+    return Round{bytes / DecodeSeconds(session, bench.steps()), ceiling};
+  });
+  bench.add({"decode, " + ToString(type.dtype) + " weights", round.value / 1e9, "GB/s",
+             round.ceiling / 1e9, "reading by all cores"});
+  bench.add({"decode speed, " + ToString(type.dtype) + " weights", round.value / bytes, "tokens/s",
+             0.0, ""});
+  return Status::Ok();
+}
+
+Status Context(const Bench& bench) {
+  const int64_t longest = bench.options.brief ? 2000 : 100000;
+  MM01_ASSIGN_OR_RETURN(const auto engine,
+                        Engine::Load(bench.options.context_model, bench.EngineFor(longest + 128)));
+  CheckAnswer(*engine);
+  const std::vector<int32_t> tokens = RandomTokens(longest, engine->config().vocab_size);
+  MM01_ASSIGN_OR_RETURN(Session near, Session::Open(*engine));
+  MM01_ASSIGN_OR_RETURN(Session far, Session::Open(*engine));
+  MM01_RETURN_IF_ERROR(near.Read(std::span(tokens).first(1000)));
+  MM01_RETURN_IF_ERROR(far.Read(tokens));
+  const auto kv_bytes =
+      static_cast<double>(BytesTouchedPerToken(engine->config(), *engine->options().weights,
+                                               engine->state().kv_type(), far.length())
+                              .kv);
+  const Round round = MedianRound(bench.rounds(), [&] {
+    const double bandwidth = bench.reading.Measure();
+    const double early = DecodeSeconds(near, bench.steps());
+    return Round{DecodeSeconds(far, bench.steps()), early + kv_bytes / bandwidth, early};
+  });
+  bench.add({"a token at 1,000 of context", round.early * 1e3, "ms", 0.0, ""});
+  bench.add({fmt::format("a token at {} of context", longest), round.value * 1e3, "ms",
+             round.ceiling * 1e3, "a token at 1,000 and reading the KV cache"});
+  return Status::Ok();
 }
 
 }  // namespace
@@ -109,78 +201,16 @@ Result<BenchReport> BenchCpu(const BenchOptions& options,
   const int threads = options.num_threads > 0 ? options.num_threads : infer::AvailableCores();
   BenchReport report{
       .cpu = CpuName(), .num_threads = threads, .parameters = CountParameters(config).total};
-  const auto add = [&](BenchLine line) {
-    report.lines.push_back(line);
-    if (on_line) on_line(line);
-  };
-  const int64_t prompt = options.brief ? 256 : 2048;
-  const int steps = options.brief ? 5 : 31;
   Queue queue(threads);
-
-  // Ceilings are taken right before what they are held against: machines change speed.
-  const auto gemm_ceiling = [&] {
-    return LibraryGemm(threads, prompt, config.hidden_size, config.hidden_size,
-                       options.brief ? 3 : 10);
-  };
-  const auto read_ceiling = [&] {
-    return ReadBandwidth(queue, int64_t{options.brief ? 64 : 1024} << 20);
-  };
-
-  {
-    const GemmCeiling before = gemm_ceiling();
-    const auto engine = Engine::Random(config, {DType::kF32, 0}, OptionsFor(threads, prompt + 64));
-    CheckAnswer(*engine);
-    const std::vector<int32_t> tokens = RandomTokens(prompt, config.vocab_size);
-    double best = 1e30;
-    for (int repeat = 0; repeat < (options.brief ? 1 : 3); ++repeat) {
-      MM01_ASSIGN_OR_RETURN(Session session, Session::Open(*engine));
-      const double start = Now();
-      MM01_RETURN_IF_ERROR(session.Read(tokens));
-      best = std::min(best, Now() - start);
-    }
-    const GemmCeiling after = gemm_ceiling();
-    const GemmCeiling& ceiling = before.flops_per_second > after.flops_per_second ? before : after;
-    const double flops = PrefillFlops(config, prompt);
-    add({fmt::format("prefill of {} tokens, float32", prompt), flops / best / 1e9, "GFLOP/s",
-         ceiling.flops_per_second / 1e9,
-         "GEMM of " + (ceiling.library.empty() ? "no library" : ceiling.library)});
-    add({"prefill speed", static_cast<double>(prompt) / best, "tokens/s", 0.0, ""});
-  }
-  for (const WeightType type : {WeightType{DType::kBF16, 0}, WeightType{DType::kI8, 128}}) {
-    const auto engine = Engine::Random(config, type, OptionsFor(threads, 1024));
-    CheckAnswer(*engine);
-    MM01_ASSIGN_OR_RETURN(Session session, Session::Open(*engine));
-    MM01_RETURN_IF_ERROR(session.Read(RandomTokens(128, config.vocab_size)));
-    const double before = read_ceiling();
-    const double seconds = DecodeSeconds(session, steps);
-    const double ceiling = std::max(before, read_ceiling());
-    const BytesTouched bytes =
-        BytesTouchedPerToken(config, type, engine->state().kv_type(), session.length());
-    const double rate = static_cast<double>(bytes.total()) / seconds;
-    add({"decode, " + ToString(type.dtype) + " weights", rate / 1e9, "GB/s", ceiling / 1e9,
-         "reading by all cores"});
-    add({"decode speed, " + ToString(type.dtype) + " weights", 1.0 / seconds, "tokens/s", 0.0, ""});
-  }
-  if (options.context_model.empty()) return report;
-
-  const int64_t longest = options.brief ? 2000 : 100000;
-  MM01_ASSIGN_OR_RETURN(const auto engine,
-                        Engine::Load(options.context_model, OptionsFor(threads, longest + 64)));
-  CheckAnswer(*engine);
-  MM01_ASSIGN_OR_RETURN(Session session, Session::Open(*engine));
-  const std::vector<int32_t> tokens = RandomTokens(longest, engine->config().vocab_size);
-  MM01_RETURN_IF_ERROR(session.Read(std::span(tokens).first(1000)));
-  const double early = DecodeSeconds(session, steps);
-  MM01_RETURN_IF_ERROR(
-      session.Read(std::span(tokens).subspan(static_cast<size_t>(session.length()))));
-  const double ceiling = read_ceiling();
-  const double late = DecodeSeconds(session, steps);
-  const BytesTouched bytes = BytesTouchedPerToken(engine->config(), *engine->options().weights,
-                                                  engine->state().kv_type(), session.length());
-  const double allowed = early + static_cast<double>(bytes.kv) / ceiling;
-  add({"a token at 1,000 of context", early * 1e3, "ms", 0.0, ""});
-  add({fmt::format("a token at {} of context", longest), late * 1e3, "ms", allowed * 1e3,
-       "a token at 1,000 and reading the KV cache"});
+  const ReadCeiling reading(queue, int64_t{options.brief ? 64 : 512} << 20);
+  const Bench bench{options, threads, reading, [&](const BenchLine& line) {
+                      report.lines.push_back(line);
+                      if (on_line) on_line(line);
+                    }};
+  Prefill(bench, config);
+  MM01_RETURN_IF_ERROR(Decode(bench, config, {DType::kBF16, 0}));
+  MM01_RETURN_IF_ERROR(Decode(bench, config, {DType::kI8, 128}));
+  if (!options.context_model.empty()) MM01_RETURN_IF_ERROR(Context(bench));
   return report;
 }
 

@@ -1,12 +1,12 @@
 // The CPU back end against what the machine can do, in one run.
 //
 //   prefill   2,048 tokens of a random model in float32, as a share of the fastest library's GEMM
-//   rate decode    one token of the same model in bf16 and int8, as a share of the read bandwidth
-//   for the
-//             bytes that a token touches
+//   decode    one token of the same model in bf16 and int8, as a share of the read bandwidth for
+//             the bytes that a token touches
 //   context   one token of a small model at 1,000 and at 100,000 tokens of context
 //
-// Each part checks its answer before it is timed: prefill against decode, bit for bit.
+// Each part checks its answer before it is timed: prefill against decode, bit for bit. A value and
+// its ceiling are measured side by side in rounds, and the median round is what counts.
 #pragma once
 
 #include <cstdint>

@@ -4,13 +4,23 @@
 #include <cstdint>
 #include <string>
 
+#include "device/buffer.h"
 #include "device/queue.h"
 
 namespace mm01::eval {
 
-// Bytes a second that all threads together read from memory: the best of several access patterns
-// over `bytes` bytes, which should be many times the cache.
-double ReadBandwidth(Queue& queue, int64_t bytes);
+// Bytes a second that all threads together read from memory.
+class ReadCeiling {
+ public:
+  // Over `bytes` bytes, which should be many times the cache.
+  ReadCeiling(Queue& queue, int64_t bytes);
+  // The best of several access patterns, each tried twice.
+  double Measure() const;
+
+ private:
+  Queue& queue_;
+  Buffer memory_;
+};
 
 struct GemmCeiling {
   double flops_per_second = 0.0;

@@ -47,7 +47,8 @@ TEST_F(ActivationCudaTest, AgreesWithTheDoubleReference) {
     }
     for (const DType type : {DType::kF32, DType::kBF16}) {
       SCOPED_TRACE(ToString(type) + ", " + std::to_string(c.width) + " numbers");
-      const double limit = type == DType::kF32 ? 1e-6 : 2e-3;
+      // Rounding to bf16 is off by 1.7e-3 over many numbers, and by up to 2^-8 in one.
+      const double limit = type == DType::kF32 ? 1e-6 : n < 1000 ? 4e-3 : 2e-3;
       const CudaTensor a = Rows(type, x, c.width), b = Rows(type, x, c.width);
       const CudaTensor d = Rows(type, x, c.width), other = Rows(type, y, c.width);
       const CudaTensor l = Rows(DType::kF32, logit, 1);

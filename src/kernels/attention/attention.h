@@ -3,7 +3,7 @@
 //   o_t = sum over s <= t of softmax_s(scale q_t . k_s) v_s        scale = 1 / sqrt(K)
 //
 // Nothing of size T by T exists. Keys are taken in tiles of 256 from the cache's first, tiles are
-// folded in order into a running maximum, sum and output, which start afresh every 4,096 keys;
+// folded in order into a running maximum, sum and output, which start afresh every 1,024 keys;
 // these partial results are merged in order too. So outputs do not depend on chunking, batch or
 // threads, to the bit.
 //

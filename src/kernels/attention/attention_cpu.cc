@@ -28,7 +28,7 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr int64_t kTile = 256;    // keys folded at once
-constexpr int64_t kSplit = 4096;  // keys of one partial result
+constexpr int64_t kSplit = 1024;  // keys of one partial result
 constexpr int64_t kRows = 48;     // query rows of an item, all heads of the group counted
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
@@ -80,6 +80,7 @@ struct Problem {
   View<const float, 3> q;
   View<const int32_t, 2> table;
   View<const int64_t, 1> length;
+  View<const float, 2> k_scale, v_scale;
   int64_t heads, kv_heads, dim, group;
   bool kv_is_bf16;
 
@@ -161,7 +162,6 @@ void FoldTile(const Problem& p, const Item& item, int64_t begin, const Partial& 
   const PagedKv& kv = p.args->kv;
   const int64_t rows = item.queries * p.group, dim = p.dim;
   const int64_t keys = std::min(kTile, p.Visible(item) - begin);
-  const auto k_scale = kv.k_scale.As<const float, 2>(), v_scale = kv.v_scale.As<const float, 2>();
   const auto page_of = [&](int64_t at) { return p.table(item.seq, (begin + at) / kKvPage); };
   const auto keys_of = [&](int64_t at) { return PageAt<T>(kv.k, page_of(at), item.kv_head); };
   const auto values_of = [&](int64_t at) { return PageAt<T>(kv.v, page_of(at), item.kv_head); };
@@ -177,7 +177,7 @@ void FoldTile(const Problem& p, const Item& item, int64_t begin, const Partial& 
         rows, std::min(kKvPage, keys - at), dim, room.q,
         Panels<T>{.data = page, .step = kPanel, .panel = dim * kPanel, .ahead = ahead(page, next)},
         kKvPage * dim, room.scores + at, kTile, false, room);
-    const float scale = k_scale(page_of(at), item.kv_head);
+    const float scale = p.k_scale(page_of(at), item.kv_head);
     if (scale == 1.0f) continue;
     for (int64_t r = 0; r < rows; ++r) ScaleRow(room.scores + r * kTile + at, kKvPage, scale);
   }
@@ -202,7 +202,7 @@ void FoldTile(const Problem& p, const Item& item, int64_t begin, const Partial& 
       next = keys_of(kTile);
     }
     const int64_t num_k = std::min(kKvPage, keys - at);
-    const float scale = v_scale(page_of(at), item.kv_head);
+    const float scale = p.v_scale(page_of(at), item.kv_head);
     if (scale != 1.0f) {
       for (int64_t r = 0; r < rows; ++r) ScaleRow(room.scores + r * kTile + at, kKvPage, scale);
     }
@@ -271,7 +271,9 @@ Problem Checked(const AttentionArgs& a) {
   Problem p{.args = &a,
             .q = a.q.As<const float, 3>(),
             .table = a.block_table.As<const int32_t, 2>(),
-            .length = a.kv_length.As<const int64_t, 1>()};
+            .length = a.kv_length.As<const int64_t, 1>(),
+            .k_scale = a.kv.k_scale.As<const float, 2>(),
+            .v_scale = a.kv.v_scale.As<const float, 2>()};
   p.heads = p.q.dim(1);
   p.dim = p.q.dim(2);
   p.kv_heads = a.kv.k.dim(1);

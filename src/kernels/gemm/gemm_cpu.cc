@@ -46,21 +46,22 @@ struct Item {
   int64_t panel, panels;  // panels of w
 };
 
+// How much of k one chain of additions covers: scales are applied between groups.
+int64_t ChainLength(const Weight& w) {
+  return w.type().group ? w.type().group : kBlockK;
+}
+
 template <typename T>
 Panels<T> PanelsAt(const Weight& w, int64_t panel, int64_t k) {
   Panels<T> b{.data = static_cast<const T*>(w.data()) + (panel * w.k() + k) * kPanel,
               .step = kPanel,
-              .panel = w.k() * kPanel};
+              .panel = w.k() * kPanel,
+              .chain = ChainLength(w)};
   if constexpr (std::is_same_v<T, int8_t>) {
     b.scales = w.scales() + (panel * w.num_groups() + k / w.type().group) * kPanel;
     b.scale_panel = w.num_groups() * kPanel;
   }
   return b;
-}
-
-// How much of k one chain of additions covers: scales are applied between groups.
-int64_t ChainLength(const Weight& w) {
-  return w.type().group ? w.type().group : kBlockK;
 }
 
 int64_t Columns(const Item& item) {
@@ -78,12 +79,9 @@ void Stream(const Item& item) {
   for (int64_t done = 0; done < item.panels; done += kStep) {
     const Item part{item.problem, 0, p.m, item.panel + done, std::min(kStep, item.panels - done)};
     float* c = p.out + part.panel * kPanel;
-    const int64_t chain = ChainLength(*p.w);
-    for (int64_t k = 0; k < p.w->k(); k += chain) {
-      TileStrip<kStreamRows, kStreamPanels>(rows, Columns(part), std::min(chain, p.w->k() - k),
-                                            StripAt(a, rows, k), 0,
-                                            PanelsAt<T>(*p.w, part.panel, k), c, p.ldo, k > 0);
-    }
+    Panels<T> b = PanelsAt<T>(*p.w, part.panel, 0);
+    b.jump = (kStep - 1) * b.panel * static_cast<int64_t>(sizeof(T));
+    TileStrip<kStreamRows, kStreamPanels>(rows, Columns(part), p.w->k(), a, 0, b, c, p.ldo, false);
   }
 }
 
@@ -104,18 +102,31 @@ Panels<float> Decode(const Weight& w, int64_t panel, int64_t panels, int64_t k, 
           .scale_panel = b.scale_panel};
 }
 
-// Asks for piece `piece` of `pieces` of a block of w that is needed next.
+// A block of w that is needed next, asked for bit by bit while another is multiplied.
 template <typename T>
-void Prefetch(const Panels<T>& b, int64_t panels, int64_t num_k, int64_t piece, int64_t pieces) {
-  constexpr int64_t kLine = 64;
-  const int64_t lines = num_k * kPanel * static_cast<int64_t>(sizeof(T)) / kLine;
-  for (int64_t p = 0; p < panels; ++p) {
-    const auto* at = reinterpret_cast<const std::byte*>(b.data + p * b.panel);
-    for (int64_t l = piece * lines / pieces; l < (piece + 1) * lines / pieces; ++l) {
-      hwy::Prefetch(at + l * kLine);
+class Ahead {
+ public:
+  Ahead(const Panels<T>& b, int64_t panels, int64_t num_k, int64_t pieces)
+      : b_(b),
+        panels_(panels),
+        lines_(num_k * kPanel * static_cast<int64_t>(sizeof(T)) / kLine),
+        step_((lines_ + pieces - 1) / pieces) {}
+
+  void Prefetch() {
+    const int64_t end = std::min(done_ + step_, lines_);
+    for (int64_t p = 0; p < panels_; ++p) {
+      const auto* at = reinterpret_cast<const std::byte*>(b_.data + p * b_.panel);
+      for (int64_t l = done_; l < end; ++l) hwy::Prefetch(at + l * kLine);
     }
+    done_ = end;
   }
-}
+
+ private:
+  static constexpr int64_t kLine = 64;
+  Panels<T> b_;
+  int64_t panels_, lines_, step_;
+  int64_t done_ = 0;
+};
 
 template <typename T>
 void Blocked(const Item& item, float* decoded) {
@@ -136,13 +147,12 @@ void Blocked(const Item& item, float* decoded) {
       const int64_t n = std::min(panels * kPanel, columns - j * kPanel);
       const bool last = j + kTilePanels >= item.panels;
       const int64_t next_k = last ? k + chain : k, next_j = last ? 0 : j + kTilePanels;
+      Ahead<T> next(PanelsAt<T>(w, item.panel + next_j, next_k),
+                    std::min<int64_t>(kTilePanels, item.panels - next_j),
+                    std::clamp<int64_t>(w.k() - next_k, 0, chain),
+                    (item.rows + kTileRows - 1) / kTileRows);
       for (int64_t i = 0; i < item.rows; i += kTileRows) {
-        if (next_k < w.k()) {
-          Prefetch(PanelsAt<T>(w, item.panel + next_j, next_k),
-                   std::min<int64_t>(kTilePanels, item.panels - next_j),
-                   std::min(chain, w.k() - next_k), i / kTileRows,
-                   (item.rows + kTileRows - 1) / kTileRows);
-        }
+        next.Prefetch();
         const int64_t row = item.row + i;
         const int rows = static_cast<int>(std::min<int64_t>(kTileRows, item.rows - i));
         const float* strip = p.packed + row / kTileRows * kStripRoom * w.k();

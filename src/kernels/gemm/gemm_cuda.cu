@@ -5,12 +5,14 @@
 //   x float32, w float32     few rows: a warp an output; many: cuBLASLt
 //   all else                 few rows: a warp an output; many: tiles of 64 x 64
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "kernels/activation/activation_cuda.h"
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/decode_int8.cuh"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/gemm/gemm_cuda.h"
@@ -126,22 +128,25 @@ __global__ void __launch_bounds__(kThreads) Tile(const __grid_constant__ Plain<X
   }
 }
 
-// Eight int8 weights a thread, rounded to bf16.
+// int8 rows as bf16, each rounded once: the product of a number and its scale is one of bf16
+// numbers. A warp a row, a lane 16 weights at a time.
 __global__ void __launch_bounds__(kThreads)
-    Decode(const int8_t* q, const bf16* scales, int group, int64_t num_groups, int64_t k,
-           int64_t pieces, bf16* out) {
-  const int64_t piece = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (piece >= pieces) return;
-  const int64_t per_row = k / 8, row = piece / per_row, input = piece % per_row * 8;
-  const uint2 bytes = *reinterpret_cast<const uint2*>(q + row * k + input);
-  const float scale = Load(scales + row * num_groups + input / group);
-  float x[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t word = i < 4 ? bytes.x : bytes.y;
-    x[i] = static_cast<float>(static_cast<int8_t>(word >> (i % 4 * 8))) * scale;
+    Decode(const int8_t* q, const bf16* scales, int log_group, int num_groups, int n, int k,
+           bf16* out) {
+  const int row = static_cast<int>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (row >= n) return;
+  const int64_t first = static_cast<int64_t>(row) * k;
+  const bf16* const scale = scales + static_cast<int64_t>(row) * num_groups;
+#pragma unroll 4
+  for (int input = threadIdx.x % 32 * 16; input < k; input += 32 * 16) {
+    const uint4 bytes = __ldcs(reinterpret_cast<const uint4*>(q + first + input));
+    const uint32_t by = scale[input >> log_group].bits * 0x00010001u;
+    uint4* const to = reinterpret_cast<uint4*>(out + first + input);
+    to[0] = make_uint4(ScaleInt8<0>(bytes.x, by), ScaleInt8<1>(bytes.x, by),
+                       ScaleInt8<0>(bytes.y, by), ScaleInt8<1>(bytes.y, by));
+    to[1] = make_uint4(ScaleInt8<0>(bytes.z, by), ScaleInt8<1>(bytes.z, by),
+                       ScaleInt8<0>(bytes.w, by), ScaleInt8<1>(bytes.w, by));
   }
-  Store8(out + row * k + input, x);
 }
 
 void CheckShapes(const GemmArgs& a) {
@@ -156,8 +161,10 @@ void CheckShapes(const GemmArgs& a) {
 }
 
 bool Streams(const GemmArgs& a) {
-  return a.x.dim(0) <= kFewRows && a.x.dtype == DType::kBF16 && a.w->type().dtype != DType::kF32 &&
-         a.w->k() % 8 == 0 && HasAlignedRows(a.x);
+  const DType w = a.w->type().dtype;
+  const int64_t whole = w == DType::kI8 ? 16 : 8;
+  return a.x.dim(0) <= kFewRows && a.x.dtype == DType::kBF16 && w != DType::kF32 &&
+         a.w->k() % whole == 0 && a.w->k() <= kMostStreamInputs && HasAlignedRows(a.x);
 }
 
 bool SharesX(const GemmArgs& a, const GemmArgs& b) {
@@ -182,7 +189,7 @@ void Stream(Queue& queue, std::span<const GemmArgs> problems) {
                     .out = a.out.data,
                     .ldo = a.out.stride[0],
                     .n = static_cast<int>(a.w->n()),
-                    .first_block = 0,
+                    .first_tile = 0,
                     .bf16_out = a.out.dtype == DType::kBF16,
                     .silu = a.activation == Activation::kSilu};
   }
@@ -254,18 +261,22 @@ bool MultiplyRows(Queue& queue, const GemmArgs& a, const void* w, int64_t first,
               .out_type = a.out.dtype});
 }
 
+// Pieces are large, so that what the library leaves idle at a product's end counts for little.
 bool DecodeAndMultiply(Queue& queue, const GemmArgs& a) {
-  constexpr int64_t kMostBytes = int64_t{64} << 20;  // about what the second-level cache holds
+  constexpr int64_t kMostBytes = int64_t{160} << 20;
+  constexpr int64_t kWhole = 256;  // rows
   const int64_t k = a.w->k(), n = a.w->n(), groups = a.w->num_groups();
-  const int64_t most = std::max<int64_t>(256, kMostBytes / (2 * k) / 256 * 256);
+  const int64_t pieces = (2 * n * k + kMostBytes - 1) / kMostBytes;
+  const int64_t most = ((n + pieces - 1) / pieces + kWhole - 1) / kWhole * kWhole;
   Scratch scratch(queue);
   bf16* decoded = scratch.Get<bf16>(std::min(most, n) * k);
   for (int64_t first = 0; first < n; first += most) {
-    const int64_t rows = std::min(most, n - first), pieces = rows * (k / 8);
-    Decode<<<static_cast<unsigned>((pieces + kThreads - 1) / kThreads), kThreads, 0,
-             queue.stream()>>>(static_cast<const int8_t*>(a.w->data()) + first * k,
-                               a.w->scales() + first * groups, static_cast<int>(a.w->type().group),
-                               groups, k, pieces, decoded);
+    const int64_t rows = std::min(most, n - first);
+    constexpr int64_t kRows = kThreads / 32;
+    Decode<<<static_cast<unsigned>((rows + kRows - 1) / kRows), kThreads, 0, queue.stream()>>>(
+        static_cast<const int8_t*>(a.w->data()) + first * k, a.w->scales() + first * groups,
+        std::countr_zero(static_cast<uint64_t>(a.w->type().group)), static_cast<int>(groups),
+        static_cast<int>(rows), static_cast<int>(k), decoded);
     CheckLaunch();
     if (!MultiplyRows(queue, a, decoded, first, rows)) return false;
   }
@@ -274,7 +285,8 @@ bool DecodeAndMultiply(Queue& queue, const GemmArgs& a) {
 
 // False where the library does not take the product; what it has written then is written again.
 bool MultiplyMany(Queue& queue, const GemmArgs& a) {
-  const int64_t whole = 16 / SizeOf(a.x.dtype);  // elements in 16 bytes
+  // Elements in 16 bytes.
+  const int64_t whole = 16 / std::min(SizeOf(a.x.dtype), SizeOf(a.w->type().dtype));
   if (!HasAlignedRows(a.x) || !HasAlignedRows(a.out) || a.w->k() % whole || a.w->n() % 8) {
     return false;
   }

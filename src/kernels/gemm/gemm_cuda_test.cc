@@ -23,6 +23,11 @@ using Floats = std::vector<float>;
 constexpr double kFloat32 = 1e-5;  // limits of the relative error
 constexpr double kBF16 = 2e-3;
 
+// Rounding to bf16 is off by 1.7e-3 over many numbers, and by up to 2^-8 in one.
+double RoundingLimit(size_t count) {
+  return count < 1000 ? 4e-3 : kBF16;
+}
+
 std::string Name(const WeightType& type) {
   return ToString(type.dtype) + (type.group ? "/" + std::to_string(type.group) : "");
 }
@@ -91,7 +96,8 @@ TEST_F(GemmCudaTest, ManyRowsOfFloat32AgreeWithTheDoubleReference) {
 TEST_F(GemmCudaTest, BF16AgreesWithTheDoubleReference) {
   const struct {
     int64_t n, k;
-  } shapes[] = {{200, 512}, {48, 136}, {130, 1032}, {257, 64}, {1, 2048}, {32, 6144}, {40, 77}};
+  } shapes[] = {{200, 512}, {48, 136},  {130, 1040}, {257, 64},
+                {1, 2048},  {32, 6144}, {40, 77},    {64, 16}};
   constexpr int64_t kMost = 300;
   for (const auto& shape : shapes) {
     const Floats x = RandomBF16s(3, kMost * shape.k);
@@ -108,7 +114,28 @@ TEST_F(GemmCudaTest, BF16AgreesWithTheDoubleReference) {
         EXPECT_LE(RelativeError(Product(rows, m, p.w, DType::kBF16, DType::kF32), part),
                   rounds ? kBF16 : kFloat32);
         EXPECT_LE(RelativeError(Product(rows, m, p.w, DType::kBF16, DType::kBF16), part),
-                  rounds ? 2 * kBF16 : kBF16);
+                  rounds ? 2 * kBF16 : RoundingLimit(part.size()));
+      }
+    }
+  }
+}
+
+// More inputs than Text-01 has leave less of the kernel's memory to each row. The tensor cores cut
+// sums off instead of rounding them, so the error grows with the number of inputs.
+TEST_F(GemmCudaTest, RowsMayHaveManyInputs) {
+  constexpr int64_t kMost = 70, kN = 70;
+  for (const int64_t k : {12'288, 32'768, 50'048}) {
+    const Floats x = RandomBF16s(12, kMost * k);
+    for (const WeightType& type :
+         {WeightType{DType::kBF16}, WeightType{DType::kI8, 32}, WeightType{DType::kI8, 128}}) {
+      const Pair p = RandomWeight(queue(), type, kN, k);
+      const auto want = ReferenceGemm(x, p.values, kMost, kN, k);
+      const Floats all = Product(x, kMost, p.w, DType::kBF16, DType::kF32);
+      EXPECT_LE(RelativeError(all, want), 4 * kFloat32) << Name(type) << ", " << k;
+      for (const int64_t m : {1, 20, 65}) {
+        EXPECT_TRUE(SameBits(Product(RowsOf(x, 0, m, k), m, p.w, DType::kBF16, DType::kF32),
+                             RowsOf(all, 0, m, kN)))
+            << Name(type) << ", " << m << " x " << k;
       }
     }
   }
@@ -116,7 +143,7 @@ TEST_F(GemmCudaTest, BF16AgreesWithTheDoubleReference) {
 
 TEST_F(GemmCudaTest, ARowHasTheSameBitsForEveryNumberOfRowsOnItsSide) {
   constexpr int64_t kMost = 1000;
-  const struct { int64_t n, k; } shapes[] = {{136, 1544}, {264, 2048}, {24, 96}};
+  const struct { int64_t n, k; } shapes[] = {{136, 1544}, {200, 1552}, {264, 2048}, {24, 96}};
   for (const auto& shape : shapes) {
     const Floats x = RandomBF16s(4, kMost * shape.k);
     for (const WeightType& type : kWeightTypes) {

@@ -1,7 +1,8 @@
 // Products of a few rows, as fast as the weights come from memory.
 //
-//   bf16 x [M, K], w bf16 or int8 [N, K], M <= 128, K a multiple of 8, rows of x at multiples of 16
-//   bytes. Several products of one x go as one launch.
+//   bf16 x [M, K], w bf16 or int8 [N, K], M <= 128, K a multiple of 8, for int8 of 16, at most
+//   kMostStreamInputs, rows of x at multiples of 16 bytes. Several products of one x go as one
+//   launch.
 //
 // Order   k is cut into steps of 128, and chain c of 8 takes steps c, c + 8, ... in turn. Within a
 //         step the tensor cores add 16 inputs at a time; int8 is added within its group from zero,
@@ -17,6 +18,7 @@
 namespace mm01::cuda {
 
 inline constexpr int kMostStreamProducts = 4;
+inline constexpr int64_t kMostStreamInputs = 49152;
 
 struct StreamProduct {
   const void* w;
@@ -24,7 +26,7 @@ struct StreamProduct {
   void* out;
   int64_t ldo;
   int n;
-  int first_block;  // of the grid; the launch fills it in
+  int first_tile;  // of all products' rows; the launch fills it in
   bool bf16_out;
   bool silu;
 };
@@ -39,6 +41,6 @@ struct StreamArgs {
   StreamProduct product[kMostStreamProducts];
 };
 
-void StreamGemm(Queue& queue, StreamArgs args);
+void StreamGemm(Queue& queue, const StreamArgs& args);
 
 }  // namespace mm01::cuda

@@ -39,16 +39,20 @@ inline constexpr int kStreamRows = kTileRows < 4 ? kTileRows : 4;
 inline constexpr int kStreamPanels = kLanes == 16 ? 4 : 2;
 
 // Where b comes from: panels of 16 columns, `panel` elements apart; k-rows `step` elements apart.
-// With scales, b stands for itself times the scale of its column, one group of k being multiplied
-// at a time.
+// Sums are cut into chains of `chain` k-rows. With scales, b stands for itself times the scale of
+// its column and chain.
 template <typename T>
 struct Panels {
   const T* data;
   int64_t step;
   int64_t panel;
-  const bf16* scales = nullptr;  // of 16 columns
+  int64_t chain = int64_t{1} << 62;
+  const bf16* scales = nullptr;  // [chain][16]
   int64_t scale_panel = 0;       // between the scales of neighbouring panels
-  int64_t ahead = 2048;          // bytes from what is read to what will be, for prefetching
+  // For prefetching: bytes from what is read to what will be, and how many more they are for the
+  // last `ahead` bytes of a panel.
+  int64_t ahead = 1024;
+  int64_t jump = 0;
 
   void NextPanels(int64_t n) {
     data += n * panel;
@@ -66,77 +70,104 @@ HWY_INLINE const float* StripAt(const float* strip, int rows, int64_t k) {
   return strip + (rows == 1 ? k : k * kSubRows);
 }
 
-// c[MR, NP * 16] = or += the sum over k, times the scales where b has them.
+// Adds up k-rows of the NP panels that begin at at[0], at[1], ..., and moves all pointers on.
 template <int MR, int NP, typename T>
-HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, Panels<T> b,
-                     float* HWY_RESTRICT c, int64_t ldc, bool add) {
+HWY_INLINE void AddRows(int64_t num_k, int64_t step, const float* HWY_RESTRICT& a, int64_t sub,
+                        const T** at, VF (&sum)[MR][NP * kVecs]) {
   constexpr int kWide = NP * kVecs;
   const F32 d;
-  VF sum[MR][kWide];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kWide; ++j) sum[i][j] = hn::Zero(d);
-  }
-  const auto step = [&]() HWY_ATTR {
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < num_k; ++k) {
     VF column[kWide];
 #pragma GCC unroll 16
     for (int j = 0; j < kWide; ++j) {
-      column[j] = LoadAsF32(b.data + j / kVecs * b.panel + j % kVecs * kLanes);
+      column[j] = LoadAsF32(at[j / kVecs] + k * step + j % kVecs * kLanes);
     }
-    b.data += b.step;
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) {
-      const VF x = hn::Set(d, a[i / kSubRows * sub + i % kSubRows]);
+      const VF x = hn::Set(d, a[(MR == 1 ? k : k * kSubRows) + i / kSubRows * sub + i % kSubRows]);
 #pragma GCC unroll 16
       for (int j = 0; j < kWide; ++j) sum[i][j] = hn::MulAdd(x, column[j], sum[i][j]);
     }
-    a += MR == 1 ? 1 : kSubRows;
-  };
-  int64_t k = 0;
-  if constexpr (NP == kStreamPanels) {
-    // Too many streams at a time for the processor's own prefetching. A line of memory holds
-    // kUnroll k-rows of a panel, or part of one where k-rows lie further apart.
-    constexpr int64_t kUnroll = 64 / (kPanel * static_cast<int64_t>(sizeof(T)));
-    const bool apart = b.step > kPanel;
-    for (; k + kUnroll <= num_k; k += kUnroll) {
-#pragma GCC unroll 4
-      for (int64_t u = 0; u < kUnroll; ++u) {
-        if (u == 0 || apart) {
-          for (int p = 0; p < NP; ++p) {
-            hwy::Prefetch(reinterpret_cast<const std::byte*>(b.data + p * b.panel) + b.ahead);
-          }
+  }
+  a += num_k * (MR == 1 ? 1 : kSubRows);
+#pragma GCC unroll 16
+  for (int p = 0; p < NP; ++p) at[p] += num_k * step;
+}
+
+// Too many streams at a time for the processor's own prefetching.
+template <int NP, typename T>
+HWY_INLINE void PrefetchPanels(const T* const* at, int64_t ahead) {
+#pragma GCC unroll 16
+  for (int p = 0; p < NP; ++p) hwy::Prefetch(reinterpret_cast<const std::byte*>(at[p]) + ahead);
+}
+
+// c[MR, NP * 16] = or += the sum over k, times the scales where b has them. Up to kStreamRows rows
+// it takes any number of chains; more rows have no registers left for a loop over them.
+template <int MR, int NP, typename T>
+HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, const Panels<T>& b,
+                     float* HWY_RESTRICT c, int64_t ldc, bool add) {
+  constexpr int kWide = NP * kVecs;
+  constexpr bool kManyChains = MR <= kStreamRows;
+  // k-rows of a panel in a line of memory, where they are neighbours.
+  constexpr int64_t kLine = 64 / (kPanel * static_cast<int64_t>(sizeof(T)));
+  const F32 d;
+  const T* at[NP];
+#pragma GCC unroll 16
+  for (int p = 0; p < NP; ++p) at[p] = b.data + p * b.panel;
+  const bf16* scales = b.scales;
+  const int64_t last = num_k - b.ahead * kLine / 64;  // what is read ahead from here is the next
+
+  for (int64_t k = 0; k < num_k;) {
+    const int64_t end = kManyChains && num_k - k > b.chain ? k + b.chain : num_k;
+    VF sum[MR][kWide];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kWide; ++j) sum[i][j] = hn::Zero(d);
+    }
+    if constexpr (NP == kStreamPanels) {
+      if (b.step == kPanel) {
+        for (; k + kLine <= end; k += kLine) {
+          PrefetchPanels<NP>(at, k < last ? b.ahead : b.ahead + b.jump);
+          AddRows<MR, NP>(kLine, kPanel, a, sub, at, sum);
         }
-        step();
+      } else {
+        for (; k < end; ++k) {
+          PrefetchPanels<NP>(at, b.ahead);
+          AddRows<MR, NP>(1, b.step, a, sub, at, sum);
+        }
       }
     }
-  }
-  for (; k < num_k; ++k) step();
-  if (b.scales) {
+    for (; k < end; ++k) AddRows<MR, NP>(1, b.step, a, sub, at, sum);
+
 #pragma GCC unroll 16
     for (int j = 0; j < kWide; ++j) {
-      const VF scale = LoadAsF32(b.scales + j / kVecs * b.scale_panel + j % kVecs * kLanes);
+      VF scale = hn::Zero(d);
+      if (scales) {
+        const bf16* from = scales + j / kVecs * b.scale_panel;
+        scale = LoadAsF32(from + j % kVecs * kLanes);
+        if (NP == kStreamPanels) hwy::Prefetch(from + NP * b.scale_panel);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i) {
         float* out = c + i * ldc + j * kLanes;
-        const VF old = add ? hn::LoadU(d, out) : hn::Zero(d);
-        hn::StoreU(hn::MulAdd(scale, sum[i][j], old), d, out);
+        if (scales) {
+          const VF old = add ? hn::LoadU(d, out) : hn::Zero(d);
+          hn::StoreU(hn::MulAdd(scale, sum[i][j], old), d, out);
+        } else {
+          hn::StoreU(add ? hn::Add(hn::LoadU(d, out), sum[i][j]) : sum[i][j], d, out);
+        }
       }
     }
-    return;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kWide; ++j) {
-      float* out = c + i * ldc + j * kLanes;
-      hn::StoreU(add ? hn::Add(hn::LoadU(d, out), sum[i][j]) : sum[i][j], d, out);
-    }
+    if constexpr (!kManyChains) return;
+    add = true;
+    if (scales) scales += kPanel;
   }
 }
 
 template <typename T>
-using TileFn = void (*)(int64_t, const float*, int64_t, Panels<T>, float*, int64_t, bool);
+using TileFn = void (*)(int64_t, const float*, int64_t, const Panels<T>&, float*, int64_t, bool);
 
 template <int NP, typename T, int... MR>
 HWY_INLINE TileFn<T> PickTile(int rows, std::integer_sequence<int, MR...>) {

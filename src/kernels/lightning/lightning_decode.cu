@@ -1,9 +1,13 @@
 // Lightning of one token a sequence: reads S and the rows since the border, writes the row.
 //
-// A CTA does 64 columns of V of a (sequence, head), so one sequence nearly fills the chip. One TMA
-// copy brings its part of S to shared memory, the rows come to registers, and all of it is in
-// flight before the first is used: 32 KB and up to 24 KB, in each of four CTAs a multiprocessor.
-// The slices of a head work out the same scores; their k rows come from memory but once.
+// A CTA does 64 columns of V of a (sequence, head), or 32 where that would leave multiprocessors
+// with less than two CTAs; every sum has the same order in both. One TMA copy brings its part of S
+// to shared memory, the rows come to registers, and all of it is in flight before the first is
+// used. The slices of a head work out the same scores; their k rows come from memory but once.
+//
+// CTAs that start while the kernel ahead still runs look up what they will read and ask for it in
+// L2: the memory works on while one kernel ends and the next begins. It is read after the wait, so
+// what the kernel ahead writes there meanwhile is seen.
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "device/tensor_map.cuh"
@@ -15,28 +19,47 @@ namespace mm01::cuda {
 namespace {
 
 constexpr int kB = kLightningBlock;
-constexpr int kSlice = 64;  // columns of V in a CTA
-constexpr int kThreads = 256;
-constexpr int kLanes = 16;                  // threads that share a row of k, of v or of S
-constexpr int kGroups = kThreads / kLanes;  // rows side by side
-constexpr int kRowsEach = kB / kGroups;     // of k and v, in a thread
-static_assert(kRowsEach == 4 && kSlice == 4 * kLanes);
+constexpr int kKeyLanes = 16;            // threads that share a row of k
+constexpr int kGroups = 16;              // rows of v, or of S, side by side
+constexpr int kRowsEach = kB / kGroups;  // of v, in a thread
 
-template <typename T, int kDim>
+// A CTA with kColumns columns of V: a thread has four of them.
+template <typename Element, int kHeadDim, int kColumns>
+struct Shape {
+  using T = Element;
+  static constexpr int kDim = kHeadDim, kSlice = kColumns, kSlices = kDim / kSlice;
+  static constexpr int kLanes = kSlice / 4;  // threads that share a row of v, or of S
+  static constexpr int kThreads = kGroups * kLanes;
+  static constexpr int kStateRows = kDim / kGroups;        // of S, in a thread
+  static constexpr int kKeyGroups = kThreads / kKeyLanes;  // rows of k side by side
+  static constexpr int kKeyRows = kB / kKeyGroups;         // of k, in a thread
+  static constexpr int kKeyPart = kDim / kKeyLanes;        // elements of each
+  static constexpr int kResident = kSlice == 64 ? (sizeof(T) == 2 ? 4 : 3)  // CTAs
+                                                : (sizeof(T) == 2 ? 6 : 4);
+};
+
+template <typename S>
 struct alignas(128) Shared {
-  float s[kDim][kSlice];
-  T k_rows[kGroups][kDim];  // for Fold
-  float4 v_rows[kGroups][kLanes];
-  float q[kDim], scores[kB];
-  float4 sums[kThreads / 32][kLanes];
+  float s[S::kDim][S::kSlice];
+  typename S::T k_rows[kGroups][S::kDim];  // for Fold
+  float4 v_rows[kGroups][S::kLanes];
+  float q[S::kDim], scores[kB];
+  float4 sums[kGroups / 2][S::kLanes];
   uint64_t full;
 };
 
-// The sum over 16 lanes of x[i], in lanes that have i in bits 3 and 2: a butterfly that first
-// halves what is still carried.
-__device__ __forceinline__ float SumOverLanes(float (&x)[kRowsEach], int lane) {
+__device__ __forceinline__ void PrefetchToL2(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
+               "r"(bytes)
+               : "memory");
+}
+
+// The sum over 16 lanes of x[i], in lanes i * 16 / kCount and on: a butterfly that first halves
+// what is still carried. The order of the sum does not depend on kCount.
+template <int kCount>
+__device__ __forceinline__ float SumOverLanes(float (&x)[kCount], int lane) {
 #pragma unroll
-  for (int bit = 8, count = 2; count >= 1; bit /= 2, count /= 2) {
+  for (int bit = kKeyLanes / 2, count = kCount / 2; count >= 1; bit /= 2, count /= 2) {
     const bool upper = lane & bit;
 #pragma unroll
     for (int i = 0; i < count; ++i) {
@@ -45,8 +68,11 @@ __device__ __forceinline__ float SumOverLanes(float (&x)[kRowsEach], int lane) {
       x[i] = mine + __shfl_xor_sync(0xffffffffu, other, bit);
     }
   }
-  x[0] += __shfl_xor_sync(0xffffffffu, x[0], 2);
-  return x[0] + __shfl_xor_sync(0xffffffffu, x[0], 1);
+#pragma unroll
+  for (int bit = kKeyLanes / kCount / 2; bit >= 1; bit /= 2) {
+    x[0] += __shfl_xor_sync(0xffffffffu, x[0], bit);
+  }
+  return x[0];
 }
 
 __device__ __forceinline__ float4 Scaled(float x, const float4& v) {
@@ -61,29 +87,46 @@ __device__ __forceinline__ void AddScaled(float4& sum, float x, const float4& v)
 }
 
 // One (sequence, head, slice): the new row's q, k, v, and the slot's memory.
-template <typename T, int kDim>
+template <typename S>
 struct Item {
+  using T = typename S::T;
   Sequence sequence;
   int head, first_column, place;
   float slope;
   const T *q, *k, *v;
   T *k_rows, *v_rows;
-  float* s;
 
-  __device__ Item(const LightningParams& p, int n, int h, int slice)
-      : sequence(SequenceAt(p, n)),
-        head(h),
-        first_column(slice * kSlice),
+  // This CTA's.
+  __device__ explicit Item(const LightningParams& p)
+      : sequence(SequenceAt(p, static_cast<int>(blockIdx.x) / S::kSlices / p.heads)),
+        head(static_cast<int>(blockIdx.x) / S::kSlices % p.heads),
+        first_column(static_cast<int>(blockIdx.x) % S::kSlices * S::kSlice),
         place(sequence.begin),
-        slope(p.slope[h]) {
+        slope(p.slope[head]) {
     const int64_t at = (sequence.first_row + place) * p.row_stride + head * p.head_stride;
     q = static_cast<const T*>(p.q) + at;
     k = static_cast<const T*>(p.k) + at;
     v = static_cast<const T*>(p.v) + at + first_column;
+    const int64_t kept = (static_cast<int64_t>(sequence.slot) * p.heads + head) * kB * S::kDim;
+    k_rows = static_cast<T*>(p.k_rows) + kept;
+    v_rows = static_cast<T*>(p.v_rows) + kept + first_column;
+  }
+
+  // Row i of the slot's S.
+  __device__ float* State(const LightningParams& p, int i) const {
     const int64_t kept = static_cast<int64_t>(sequence.slot) * p.heads + head;
-    k_rows = static_cast<T*>(p.k_rows) + kept * kB * kDim;
-    v_rows = static_cast<T*>(p.v_rows) + kept * kB * kDim + first_column;
-    s = p.s + kept * kDim * kDim + first_column;
+    return p.s + (kept * S::kDim + i) * S::kDim;
+  }
+
+  // The slices of a head divide what lies together: each asks for as many rows of S as it has
+  // columns, the first for the rows of k, the last for those of v.
+  __device__ void Prefetch(const LightningParams& p) const {
+    constexpr int kStateBytes = S::kSlice * S::kDim * sizeof(float);
+    if (!sequence.fresh) PrefetchToL2(State(p, first_column), kStateBytes);
+    const int bytes = place * S::kDim * static_cast<int>(sizeof(T));
+    if (bytes == 0) return;
+    if (first_column == 0) PrefetchToL2(k_rows, bytes);
+    if (first_column == S::kDim - S::kSlice) PrefetchToL2(v_rows - first_column, bytes);
   }
 
   // kCount elements of row c of the block, from `at` on, of the slot or `fresh`; 0 after this row.
@@ -91,133 +134,150 @@ struct Item {
   __device__ Vector<T, kCount> Row(const T* rows, const Vector<T, kCount>& fresh, int c,
                                    int at) const {
     Vector<T, kCount> x = {};
-    if (c < place) x = Load<kCount>(rows + c * kDim + at);
+    if (c < place) x = Load<kCount>(rows + c * S::kDim + at);
     return c == place ? fresh : x;
   }
 };
 
-template <typename T, int kDim>
-__device__ void KeepRow(const Item<T, kDim>& item) {
-  constexpr int kVector = 16 / sizeof(T);
-  const int at = item.place * kDim, i = static_cast<int>(threadIdx.x) % 64 * kVector;
+template <typename S>
+__device__ void KeepRow(const Item<S>& item) {
+  constexpr int kVector = 16 / sizeof(typename S::T);
+  using V = Vector<typename S::T, kVector>;
+  const int at = item.place * S::kDim, i = static_cast<int>(threadIdx.x) % 64 * kVector;
   if (threadIdx.x < 64) {
-    if (item.first_column == 0 && i < kDim) {
-      *reinterpret_cast<Vector<T, kVector>*>(item.k_rows + at + i) = Load<kVector>(item.k + i);
+    if (item.first_column == 0 && i < S::kDim) {
+      *reinterpret_cast<V*>(item.k_rows + at + i) = Load<kVector>(item.k + i);
     }
-  } else if (threadIdx.x < 128 && i < kSlice) {
-    *reinterpret_cast<Vector<T, kVector>*>(item.v_rows + at + i) = Load<kVector>(item.v + i);
+  } else if (threadIdx.x < 128 && i < S::kSlice) {
+    *reinterpret_cast<V*>(item.v_rows + at + i) = Load<kVector>(item.v + i);
   }
 }
 
-// What a thread reads of the rows since the border, the new one included: of rows group + 16 i
-// elements kDim / 16 lane .. of k and 4 lane .. + 3 of v.
-template <typename T, int kDim>
+// What a thread reads of the rows since the border, the new one included.
+template <typename S>
 struct Rows {
-  Vector<T, kDim / kLanes> k[kRowsEach];
-  Vector<T, 4> v[kRowsEach];
+  Vector<typename S::T, S::kKeyPart> k[S::kKeyRows];  // rows thread / 16 + kKeyGroups i
+  Vector<typename S::T, 4> v[kRowsEach];              // rows group + 16 i
 
-  __device__ Rows(const Item<T, kDim>& item, int group, int lane) {
-    constexpr int kPart = kDim / kLanes;
-    const auto fresh_k = Load<kPart>(item.k + lane * kPart);
+  __device__ Rows(const Item<S>& item, int group, int lane) {
+    const int key_group = static_cast<int>(threadIdx.x) / kKeyLanes;
+    const int at = static_cast<int>(threadIdx.x) % kKeyLanes * S::kKeyPart;
+    const auto fresh_k = Load<S::kKeyPart>(item.k + at);
     const auto fresh_v = Load<4>(item.v + lane * 4);
 #pragma unroll
+    for (int i = 0; i < S::kKeyRows; ++i) {
+      k[i] = item.Row(item.k_rows, fresh_k, key_group + i * S::kKeyGroups, at);
+    }
+#pragma unroll
     for (int i = 0; i < kRowsEach; ++i) {
-      const int c = group + i * kGroups;
-      k[i] = item.Row(item.k_rows, fresh_k, c, lane * kPart);
-      v[i] = item.Row(item.v_rows, fresh_v, c, lane * 4);
+      v[i] = item.Row(item.v_rows, fresh_v, group + i * kGroups, lane * 4);
     }
   }
 };
 
 // (q . k_c) exp(-slope (place - c)) for all c, to shared memory; 0 behind this row.
-template <typename T, int kDim>
-__device__ void Scores(Shared<T, kDim>& shared, const Item<T, kDim>& item,
-                       const Rows<T, kDim>& rows, int group, int lane) {
-  constexpr int kPart = kDim / kLanes;
-  const auto q = Load<kPart>(item.q + lane * kPart);
-  float dots[kRowsEach];
+template <typename S>
+__device__ void Scores(Shared<S>& shared, const Item<S>& item, const Rows<S>& rows) {
+  constexpr int kLanesEach = kKeyLanes / S::kKeyRows;  // that end up with the same row
+  const int lane = static_cast<int>(threadIdx.x) % kKeyLanes;
+  const auto q = Load<S::kKeyPart>(item.q + lane * S::kKeyPart);
+  float dots[S::kKeyRows];
 #pragma unroll
-  for (int i = 0; i < kRowsEach; ++i) {
+  for (int i = 0; i < S::kKeyRows; ++i) {
     dots[i] = 0;
 #pragma unroll
-    for (int j = 0; j < kPart; ++j) dots[i] = fmaf(q[j], rows.k[i][j], dots[i]);
+    for (int j = 0; j < S::kKeyPart; ++j) dots[i] = fmaf(q[j], rows.k[i][j], dots[i]);
   }
   const float dot = SumOverLanes(dots, lane);
-  if (lane % 4 == 0) {
-    const int c = group + lane / 4 * kGroups;
+  if (lane % kLanesEach == 0) {
+    const int c = static_cast<int>(threadIdx.x) / kKeyLanes + lane / kLanesEach * S::kKeyGroups;
     shared.scores[c] = c <= item.place ? dot * DecayPower(item.slope, item.place - c) : 0.0f;
   }
 }
 
 // The block is complete: S = exp(-slope B) S + sum over c of exp(-slope (B - 1 - c)) k_c^T v_c.
-template <typename T, int kDim>
-__device__ void Fold(Shared<T, kDim>& shared, const Item<T, kDim>& item, int group, int lane) {
-  constexpr int kPart = kDim / kLanes, kStateRows = kDim / kGroups;
+template <typename S>
+__device__ void Fold(Shared<S>& shared, const LightningParams& p, int group, int lane) {
+  const Item<S> item(p);  // anew: kept, it would cost registers all along
+  using T = typename S::T;
+  constexpr int kLoads = kGroups / S::kKeyGroups;
+  const int key_group = static_cast<int>(threadIdx.x) / kKeyLanes;
+  const int at = static_cast<int>(threadIdx.x) % kKeyLanes * S::kKeyPart;
   const float forget = BlockForget(item.slope);
-  float4 s[kStateRows];
+  float4 s[S::kStateRows];
 #pragma unroll
-  for (int i = 0; i < kStateRows; ++i) {
+  for (int i = 0; i < S::kStateRows; ++i) {
     const float4 old =
-        *reinterpret_cast<const float4*>(&shared.s[group * kStateRows + i][lane * 4]);
+        *reinterpret_cast<const float4*>(&shared.s[group * S::kStateRows + i][lane * 4]);
     s[i] = item.sequence.fresh ? float4{0, 0, 0, 0} : old;
     AddScaled(s[i], -forget, s[i]);
   }
+#pragma unroll 1
   for (int c0 = 0; c0 < kB; c0 += kGroups) {
-    const int row = c0 + group;
-    const auto k = item.Row(item.k_rows, Load<kPart>(item.k + lane * kPart), row, lane * kPart);
-    const auto v = item.Row(item.v_rows, Load<4>(item.v + lane * 4), row, lane * 4);
-    const float decay = DecayPower(item.slope, kB - 1 - row);
+    Vector<T, S::kKeyPart> k[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int c = c0 + key_group + i * S::kKeyGroups;
+      k[i] = Load<S::kKeyPart>((c == kB - 1 ? item.k : item.k_rows + c * S::kDim) + at);
+    }
+    const int c = c0 + group;
+    const auto v = Load<4>((c == kB - 1 ? item.v : item.v_rows + c * S::kDim) + lane * 4);
+    const float decay = DecayPower(item.slope, kB - 1 - c);
     __syncthreads();
-    *reinterpret_cast<Vector<T, kPart>*>(&shared.k_rows[group][lane * kPart]) = k;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      auto& row = shared.k_rows[key_group + i * S::kKeyGroups];
+      *reinterpret_cast<Vector<T, S::kKeyPart>*>(&row[at]) = k[i];
+    }
     shared.v_rows[group][lane] = Scaled(decay, {v[0], v[1], v[2], v[3]});
     __syncthreads();
 #pragma unroll 4
-    for (int c = 0; c < kGroups; ++c) {
-      const auto k = Load<kStateRows>(&shared.k_rows[c][group * kStateRows]);
+    for (int row = 0; row < kGroups; ++row) {
+      const auto k_row = Load<S::kStateRows>(&shared.k_rows[row][group * S::kStateRows]);
 #pragma unroll
-      for (int i = 0; i < kStateRows; ++i) AddScaled(s[i], k[i], shared.v_rows[c][lane]);
+      for (int i = 0; i < S::kStateRows; ++i) AddScaled(s[i], k_row[i], shared.v_rows[row][lane]);
     }
   }
+  float* to = item.State(p, group * S::kStateRows) + item.first_column + lane * 4;
 #pragma unroll
-  for (int i = 0; i < kStateRows; ++i) {
-    *reinterpret_cast<float4*>(item.s + (group * kStateRows + i) * kDim + lane * 4) = s[i];
-  }
+  for (int i = 0; i < S::kStateRows; ++i) *reinterpret_cast<float4*>(to + i * S::kDim) = s[i];
 }
 
-template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
-    Decode(const __grid_constant__ LightningParams p, const __grid_constant__ CUtensorMap states) {
-  constexpr int kSlices = kDim / kSlice, kStateRows = kDim / kGroups;
-  __shared__ Shared<T, kDim> shared;
-  const int thread = threadIdx.x, group = thread / kLanes, lane = thread % kLanes;
-  const int unit = static_cast<int>(blockIdx.x) / kSlices;
+// The first `num_early` CTAs may start while the kernel ahead runs.
+template <typename S>
+__global__ void __launch_bounds__(S::kThreads, S::kResident)
+    Decode(const __grid_constant__ LightningParams p, const __grid_constant__ CUtensorMap states,
+           unsigned num_early) {
+  __shared__ Shared<S> shared;
+  const int thread = threadIdx.x, group = thread / S::kLanes, lane = thread % S::kLanes;
   AllowNextKernel();
+  const Item<S> item(p);
   if (thread == 0) {
+    TmaPrefetch(&states);
+    if (blockIdx.x < num_early && item.sequence.total > 0) item.Prefetch(p);
     BarrierInit(&shared.full, 1);
     BarrierInitFence();
   }
   AwaitEarlierKernels();
-  const Item<T, kDim> item(p, unit / p.heads, unit % p.heads,
-                           static_cast<int>(blockIdx.x) % kSlices);
   if (item.sequence.total == 0) return;
   const bool fresh = item.sequence.fresh;
   if (thread == 0 && !fresh) {
     BarrierExpect(&shared.full, sizeof(shared.s));
     TmaLoad(shared.s, &states, &shared.full, item.first_column,
-            (item.sequence.slot * p.heads + item.head) * kDim);
+            (item.sequence.slot * p.heads + item.head) * S::kDim);
   }
-  const Rows<T, kDim> rows(item, group, lane);
-  if (thread < kDim) shared.q[thread] = Widen(item.q[thread]);
+  const Rows<S> rows(item, group, lane);
+  if (thread < S::kDim) shared.q[thread] = Widen(item.q[thread]);
   KeepRow(item);
-  Scores(shared, item, rows, group, lane);
+  Scores(shared, item, rows);
   __syncthreads();
 
   float4 o = {0, 0, 0, 0};
   if (!fresh) {
     BarrierWait(&shared.full, 0);
 #pragma unroll
-    for (int i = 0; i < kStateRows; ++i) {
-      const int row = group * kStateRows + i;
+    for (int i = 0; i < S::kStateRows; ++i) {
+      const int row = group * S::kStateRows + i;
       AddScaled(o, shared.q[row], *reinterpret_cast<const float4*>(&shared.s[row][lane * 4]));
     }
     o = Scaled(DecayPower(item.slope, item.place + 1), o);
@@ -226,34 +286,45 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 3)
   for (int i = 0; i < kRowsEach; ++i) {
     AddScaled(o, shared.scores[group + i * kGroups], rows.v[i]);
   }
-  o.x += __shfl_xor_sync(0xffffffffu, o.x, kLanes);
-  o.y += __shfl_xor_sync(0xffffffffu, o.y, kLanes);
-  o.z += __shfl_xor_sync(0xffffffffu, o.z, kLanes);
-  o.w += __shfl_xor_sync(0xffffffffu, o.w, kLanes);
-  if (thread % 32 < kLanes) shared.sums[thread / 32][lane] = o;
+  o.x += __shfl_xor_sync(0xffffffffu, o.x, S::kLanes);
+  o.y += __shfl_xor_sync(0xffffffffu, o.y, S::kLanes);
+  o.z += __shfl_xor_sync(0xffffffffu, o.z, S::kLanes);
+  o.w += __shfl_xor_sync(0xffffffffu, o.w, S::kLanes);
+  if (group % 2 == 0) shared.sums[group / 2][lane] = o;
   __syncthreads();
-  if (thread < kSlice) {
+  if (thread < S::kSlice) {
     const auto* sums = reinterpret_cast<const float*>(shared.sums);
     float total = sums[thread];
 #pragma unroll
-    for (int i = 1; i < kThreads / 32; ++i) total += sums[i * kSlice + thread];
+    for (int i = 1; i < kGroups / 2; ++i) total += sums[i * S::kSlice + thread];
+    using T = typename S::T;
     static_cast<T*>(p.out)[(item.sequence.first_row + item.place) * p.out_row_stride +
                            item.head * p.out_head_stride + item.first_column + thread] =
         Narrow<T>(total);
   }
-  if (item.place == kB - 1) Fold(shared, item, group, lane);
+  if (item.place == kB - 1) Fold(shared, p, group, lane);
+}
+
+template <typename S>
+void Launch(Queue& queue, const LightningParams& p) {
+  const auto ctas = static_cast<unsigned>(p.num_seqs) * static_cast<unsigned>(p.heads) * S::kSlices;
+  const CUtensorMap states = MakeTensorMap(p.s, {.type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+                                                 .dims = {S::kDim, p.num_slots * p.heads * S::kDim},
+                                                 .strides = {S::kDim * sizeof(float)},
+                                                 .box = {S::kSlice, S::kDim},
+                                                 .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});
+  LaunchOverlapped(queue, Decode<S>, dim3(ctas), dim3(S::kThreads), 0, p, states,
+                   static_cast<unsigned>(S::kResident * Multiprocessors()));
 }
 
 template <typename T, int kDim>
-void Launch(Queue& queue, const LightningParams& p) {
-  const unsigned ctas =
-      static_cast<unsigned>(p.num_seqs) * static_cast<unsigned>(p.heads) * (kDim / kSlice);
-  const CUtensorMap states = MakeTensorMap(p.s, {.type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-                                                 .dims = {kDim, p.num_slots * p.heads * kDim},
-                                                 .strides = {kDim * sizeof(float)},
-                                                 .box = {kSlice, kDim},
-                                                 .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});
-  LaunchOverlapped(queue, Decode<T, kDim>, dim3(ctas), dim3(kThreads), 0, p, states);
+void LaunchSlices(Queue& queue, const LightningParams& p) {
+  const int64_t ctas = static_cast<int64_t>(p.num_seqs) * p.heads * (kDim / 64);
+  if (ctas < 2 * Multiprocessors()) {
+    Launch<Shape<T, kDim, 32>>(queue, p);
+  } else {
+    Launch<Shape<T, kDim, 64>>(queue, p);
+  }
 }
 
 }  // namespace
@@ -261,9 +332,10 @@ void Launch(Queue& queue, const LightningParams& p) {
 void LaunchDecode(Queue& queue, DType dtype, const LightningParams& p) {
   Check(p.dim == 64 || p.dim == 128, "LaunchDecode: head dim 64 or 128");
   if (dtype == DType::kBF16) {
-    p.dim == 128 ? Launch<__nv_bfloat16, 128>(queue, p) : Launch<__nv_bfloat16, 64>(queue, p);
+    p.dim == 128 ? LaunchSlices<__nv_bfloat16, 128>(queue, p)
+                 : LaunchSlices<__nv_bfloat16, 64>(queue, p);
   } else {
-    p.dim == 128 ? Launch<float, 128>(queue, p) : Launch<float, 64>(queue, p);
+    p.dim == 128 ? LaunchSlices<float, 128>(queue, p) : LaunchSlices<float, 64>(queue, p);
   }
 }
 

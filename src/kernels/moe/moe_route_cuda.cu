@@ -7,6 +7,8 @@
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/moe/moe_kernels.cuh"
 
 namespace mm01::cuda {
@@ -41,6 +43,11 @@ __global__ void __launch_bounds__(kThreads) LogitsFew(const __grid_constant__ Lo
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kFewTokens;
   const bf16* const x = static_cast<const bf16*>(p.x) + first * p.x_stride;
   const float* const w = p.w + static_cast<int64_t>(expert) * p.width;
+  for (int i = threadIdx.x * 8; i < p.width; i += kThreads * 8) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(w + i));
+  }
+  AllowNextKernel();
+  AwaitEarlierKernels();
   float sum[kFewTokens] = {};
 #pragma unroll 3
   for (int i = threadIdx.x * 8; i < p.width; i += kThreads * 8) {
@@ -149,6 +156,180 @@ __global__ void __launch_bounds__(kThreads) LogitsMany(const __grid_constant__ L
   }
 }
 
+// bf16 x and many tokens: tensor cores. A weight is the sum of three bf16 numbers to its last bit,
+// so three products with x make one of float32. The sums of 16 inputs, which tensor cores do not
+// round to nearest, are added up outside them: by warp, by block, and by cluster.
+constexpr int kSplits = 4;        // blocks of a cluster take steps in turn
+constexpr int kSplitTokens = 64;  // of a cluster
+constexpr int kSplitStep = 128;   // inputs
+constexpr int kSlices = 4;        // of a step, each for two warps
+constexpr int kSplitStages = 3;
+// Rows stand apart by what puts a warp's reads into different banks.
+constexpr int kSplitPitchX = kSplitStep * 2 + 32;
+constexpr int kSplitPitchW = kSplitStep * 4 + 64;
+constexpr int kSplitBytesX = kSplitTokens * kSplitPitchX;
+constexpr int kSplitStage = kSplitBytesX + kTile * kSplitPitchW;
+constexpr int kSplitShared = kSplitStages * kSplitStage;
+constexpr int kSplitSums = kSplitTokens * kTile;
+static_assert((kSlices + 1) * kSplitSums * 4 <= kSplitShared);
+
+// 16 bytes, or zeros.
+__device__ __forceinline__ void CopyAsync(void* to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(SharedAddress(to)), "l"(from),
+               "r"(inside ? 16 : 0)
+               : "memory");
+}
+
+__device__ __forceinline__ void LoadSplit(const LogitsParams& p, int64_t first, int first_expert,
+                                          int k, uint8_t* stage) {
+  const bf16* const x = static_cast<const bf16*>(p.x);
+#pragma unroll 1  // addresses would take the registers of sums
+  for (int i = 0; i < kSplitTokens * kSplitStep / 8 / kThreads; ++i) {
+    const int at = i * kThreads + static_cast<int>(threadIdx.x);
+    const int row = at / (kSplitStep / 8), piece = at % (kSplitStep / 8);
+    const bool inside = first + row < p.tokens && k + piece * 8 < p.width;
+    CopyAsync(stage + row * kSplitPitchX + piece * 16,
+              inside ? x + (first + row) * p.x_stride + k + piece * 8 : x, inside);
+  }
+#pragma unroll 1  // addresses would take the registers of sums
+  for (int i = 0; i < kTile * kSplitStep / 4 / kThreads; ++i) {
+    const int at = i * kThreads + static_cast<int>(threadIdx.x);
+    const int row = at / (kSplitStep / 4), piece = at % (kSplitStep / 4);
+    const bool inside = first_expert + row < p.num_experts && k + piece * 4 < p.width;
+    const int64_t from = static_cast<int64_t>(first_expert + row) * p.width + k + piece * 4;
+    CopyAsync(stage + kSplitBytesX + row * kSplitPitchW + piece * 16, inside ? p.w + from : p.w,
+              inside);
+  }
+}
+
+// a and b as three pairs of bf16 that add up to them, the smallest first.
+__device__ __forceinline__ void SplitPair(float a, float b, uint32_t& low, uint32_t& middle,
+                                          uint32_t& high) {
+  const auto rest = [&](uint32_t pair) {
+    a -= __uint_as_float(pair << 16);
+    b -= __uint_as_float(pair & 0xffff0000u);
+  };
+  high = PackBf16(a, b);
+  rest(high);
+  middle = PackBf16(a, b);
+  rest(middle);
+  low = PackBf16(a, b);
+}
+
+__device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// sum += x w^T over this warp's 32 tokens and 32 inputs of a stage. A thread takes four
+// neighbouring inputs, which the tensor cores number otherwise, for x and w alike.
+__device__ __forceinline__ void MultiplySplit(const uint8_t* stage, float (&sum)[2][4][4]) {
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+  const int first_token = warp % 2 * 32, first_input = warp / 2 * 32;
+#pragma unroll
+  for (int k = 0; k < 32; k += 16) {
+    uint32_t w[4][2][3];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float4 v = *reinterpret_cast<const float4*>(
+          stage + kSplitBytesX + (8 * j + g) * kSplitPitchW + (first_input + k) * 4 + c * 16);
+      SplitPair(v.x, v.y, w[j][0][0], w[j][0][1], w[j][0][2]);
+      SplitPair(v.z, v.w, w[j][1][0], w[j][1][1], w[j][1][2]);
+    }
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const uint8_t* const x =
+          stage + (first_token + 16 * m + g) * kSplitPitchX + (first_input + k) * 2 + c * 8;
+      const uint2 upper = *reinterpret_cast<const uint2*>(x);
+      const uint2 lower = *reinterpret_cast<const uint2*>(x + 8 * kSplitPitchX);
+      const uint32_t a[4] = {upper.x, lower.x, upper.y, lower.y};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float part[4] = {};
+#pragma unroll
+        for (int i = 0; i < 3; ++i) Mma(part, a, w[j][0][i], w[j][1][i]);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[m][j][i] += part[i];
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ float LoadOfBlock(const float* p, int rank) {
+  float v;
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [remote];\n}\n"
+      : "=f"(v)
+      : "r"(SharedAddress(p)), "r"(rank)
+      : "memory");
+  return v;
+}
+
+__global__ void __cluster_dims__(kSplits, 1, 1) __launch_bounds__(kThreads, 2)
+    LogitsSplit(const __grid_constant__ LogitsParams p) {
+  extern __shared__ __align__(16) uint8_t stages[];
+  const int rank = static_cast<int>(blockIdx.x % kSplits);
+  const int64_t first = static_cast<int64_t>(blockIdx.x / kSplits) * kSplitTokens;
+  const int first_expert = blockIdx.y * kTile;
+  const auto load = [&](int i) {  // the block's step i
+    const int k = (i * kSplits + rank) * kSplitStep;
+    if (k < p.width) {
+      LoadSplit(p, first, first_expert, k, stages + i % kSplitStages * kSplitStage);
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+  for (int i = 0; i < kSplitStages - 1; ++i) load(i);
+  float sum[2][4][4] = {};
+  for (int i = 0; (i * kSplits + rank) * kSplitStep < p.width; ++i) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kSplitStages - 2) : "memory");
+    __syncthreads();
+    load(i + kSplitStages - 1);
+    MultiplySplit(stages + i % kSplitStages * kSplitStage, sum);
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  __syncthreads();
+  // The slices' sums meet in the memory of the stages: [slice][token][expert].
+  float* const sums = reinterpret_cast<float*>(stages);
+  float* const total = sums + kSlices * kSplitSums;
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int token = warp % 2 * 32 + 16 * m + 8 * h + g;
+        *reinterpret_cast<float2*>(sums + warp / 2 * kSplitSums + token * kTile + 8 * j + 2 * c) =
+            make_float2(sum[m][j][2 * h], sum[m][j][2 * h + 1]);
+      }
+    }
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < kSplitSums; i += kThreads) {
+    float v = 0.0f;
+#pragma unroll
+    for (int s = 0; s < kSlices; ++s) v += sums[s * kSplitSums + i];
+    total[i] = v;
+  }
+  ClusterSync();
+  for (int i = threadIdx.x; i < kSplitSums / kSplits; i += kThreads) {
+    const int at = rank * (kSplitSums / kSplits) + i;
+    float v = 0.0f;
+#pragma unroll
+    for (int r = 0; r < kSplits; ++r) v += LoadOfBlock(total + at, r);
+    const int64_t token = first + at / kTile;
+    const int expert = first_expert + at % kTile;
+    if (token < p.tokens && expert < p.num_experts) p.logits[token * p.logits_stride + expert] = v;
+  }
+  ClusterSync();  // the others have read
+}
+
 // ---- choice
 
 struct ChoiceParams {
@@ -157,13 +338,15 @@ struct ChoiceParams {
   Routing r;
 };
 
-// The largest open logit of a warp, the lower expert among equals; NaN counts as -infinity.
-__device__ __forceinline__ void Largest(const float (&v)[kMaxExperts / 32], uint32_t open,
-                                        float& best, int& expert) {
+// The largest open logit of a warp, the lower expert among equals; NaN counts as -infinity. A lane
+// holds the logits of kSlots experts, 32 apart.
+template <int kSlots>
+__device__ __forceinline__ void Largest(const float (&v)[kSlots], uint32_t open, float& best,
+                                        int& expert) {
   best = -INFINITY;
   expert = kMaxExperts;
 #pragma unroll
-  for (int j = 0; j < kMaxExperts / 32; ++j) {
+  for (int j = 0; j < kSlots; ++j) {
     const int e = threadIdx.x % 32 + 32 * j;
     if ((open >> j & 1) && (expert == kMaxExperts || v[j] > best)) {
       best = v[j];
@@ -183,13 +366,14 @@ __device__ __forceinline__ void Largest(const float (&v)[kMaxExperts / 32], uint
 }
 
 // A token's experts and weights by a warp: lane i < k gets choice i, and its place by expert.
+template <int kSlots>
 __device__ __forceinline__ void Choose(const float* logits, int num_experts, int k, int& expert,
                                        float& weight, int& place) {
   const int lane = threadIdx.x % 32;
-  float v[kMaxExperts / 32];
+  float v[kSlots];
   uint32_t open = 0;
 #pragma unroll
-  for (int j = 0; j < kMaxExperts / 32; ++j) {
+  for (int j = 0; j < kSlots; ++j) {
     v[j] = -INFINITY;
     if (lane + 32 * j >= num_experts) continue;
     open |= 1u << j;
@@ -201,7 +385,7 @@ __device__ __forceinline__ void Choose(const float* logits, int num_experts, int
   for (int c = 0; c < k; ++c) {
     float best;
     int e;
-    Largest(v, open, best, e);
+    Largest<kSlots>(v, open, best, e);
     if (c == 0) top = best;
     if (lane == c) {
       mine = best;
@@ -219,9 +403,30 @@ __device__ __forceinline__ void Choose(const float* logits, int num_experts, int
   weight = share / sum;
 }
 
+template <int kSlots>
+__device__ __forceinline__ void ChooseFor(const ChoiceParams& p, int64_t token) {
+  const int k = static_cast<int>(p.r.k);
+  int expert, place;
+  float weight;
+  Choose<kSlots>(p.logits + token * p.logits_stride, static_cast<int>(p.r.num_experts), k, expert,
+                 weight, place);
+  if (threadIdx.x % 32 < k) {
+    p.r.expert[token * k + place] = expert;
+    p.r.weight[token * k + place] = weight;
+  }
+}
+
+// A warp a token.
+template <int kSlots>
+__global__ void __launch_bounds__(kThreads) ChooseExperts(const __grid_constant__ ChoiceParams p) {
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (token < p.r.tokens) ChooseFor<kSlots>(p, token);
+}
+
 // From the rows of each block of tokens to the first row of each, and the groups. One block.
 __device__ void NumberRows(const Routing& r) {
   __shared__ int part[kThreads], total[kMaxExperts], first[kMaxExperts];
+  __shared__ int64_t warp_sum[kWarps];
   const int num_experts = static_cast<int>(r.num_experts);
   const int num_blocks = static_cast<int>((r.tokens + kBlockTokens - 1) / kBlockTokens);
   int columns = 1;
@@ -246,19 +451,28 @@ __device__ void NumberRows(const Routing& r) {
     total[expert] = sum;
   }
   __syncthreads();
-  if (threadIdx.x == 0) {
-    int row = 0, groups = 0;
-    for (int e = 0; e < num_experts; ++e) {
-      first[e] = row;
-      const int count = static_cast<int>((total[e] + kMaxGroupRows - 1) / kMaxGroupRows);
-      // Of one size, in whole units of 32 rows, up to the last.
-      const int size = count > 0 ? ((total[e] + count - 1) / count + 31) / 32 * 32 : 0;
-      for (int at = 0; at < total[e]; at += size) {
-        r.groups[groups++] = {e, min(size, total[e] - at), row + at};
-      }
-      row += total[e];
-    }
-    *r.num_groups = groups;
+  // Rows (low) and groups (high) of the experts up to each thread's own.
+  static_assert(kMaxExperts == kThreads);
+  const int e = threadIdx.x, rows_of_e = e < num_experts ? total[e] : 0;
+  const int count = static_cast<int>((rows_of_e + kMaxGroupRows - 1) / kMaxGroupRows);
+  int64_t up_to = static_cast<int64_t>(count) << 32 | rows_of_e;
+  const int64_t own = up_to;
+#pragma unroll
+  for (int d = 1; d < 32; d *= 2) {
+    const int64_t other = __shfl_up_sync(~0u, up_to, d);
+    if (e % 32 >= d) up_to += other;
+  }
+  if (e % 32 == 31) warp_sum[e / 32] = up_to;
+  __syncthreads();
+  for (int i = 0; i < e / 32; ++i) up_to += warp_sum[i];
+  if (e == num_experts - 1) *r.num_groups = static_cast<int>(up_to >> 32);
+  const int64_t before = up_to - own;
+  first[e] = static_cast<int>(before & 0xffffffff);
+  // Of one size, in whole units of 32 rows, up to the last.
+  const int size = count > 1 ? ((rows_of_e + count - 1) / count + 31) / 32 * 32 : rows_of_e;
+  RowGroup* group = r.groups + (before >> 32);
+  for (int at = 0; at < rows_of_e; at += size) {
+    *group++ = {e, min(size, rows_of_e - at), first[e] + at};
   }
   __syncthreads();
   if (expert < num_experts) {
@@ -280,11 +494,9 @@ __device__ __forceinline__ void PlaceRow(const Routing& r, int64_t i) {
   r.token[row] = static_cast<int32_t>(token);
 }
 
-// One block of tokens; if there are no others, the rest as well.
-__global__ void __launch_bounds__(kThreads) ChooseExperts(const __grid_constant__ ChoiceParams p) {
-  const Routing& r = p.r;
+// What one block of tokens chose.
+__device__ __forceinline__ void CountRows(const Routing& r) {
   __shared__ uint32_t chose[kMaxExperts][kBlockTokens / 32];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int num_experts = static_cast<int>(r.num_experts), k = static_cast<int>(r.k);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens;
   const int tokens = static_cast<int>(min(r.tokens - first, static_cast<int64_t>(kBlockTokens)));
@@ -292,15 +504,9 @@ __global__ void __launch_bounds__(kThreads) ChooseExperts(const __grid_constant_
     chose[i / (kBlockTokens / 32)][i % (kBlockTokens / 32)] = 0;
   }
   __syncthreads();
-  for (int t = warp; t < tokens; t += kWarps) {
-    int expert, place;
-    float weight;
-    Choose(p.logits + (first + t) * p.logits_stride, num_experts, k, expert, weight, place);
-    if (lane < k) {
-      r.expert[(first + t) * k + place] = expert;
-      r.weight[(first + t) * k + place] = weight;
-      atomicOr(&chose[expert][t / 32], 1u << (t % 32));
-    }
+  for (int i = threadIdx.x; i < tokens * k; i += kThreads) {
+    const int t = i / k;
+    atomicOr(&chose[r.expert[first * k + i]][t / 32], 1u << (t % 32));
   }
   __syncthreads();
   for (int i = threadIdx.x; i < tokens * k; i += kThreads) {
@@ -316,11 +522,25 @@ __global__ void __launch_bounds__(kThreads) ChooseExperts(const __grid_constant_
     for (int j = 0; j < kBlockTokens / 32; ++j) rows += __popc(chose[threadIdx.x][j]);
     r.block_rows[static_cast<int64_t>(blockIdx.x) * num_experts + threadIdx.x] = rows;
   }
-  if (gridDim.x > 1) return;
+}
+
+__global__ void __launch_bounds__(kThreads) CountBlockRows(const __grid_constant__ Routing r) {
+  CountRows(r);
+}
+
+// All at once where one block has all tokens.
+template <int kSlots>
+__global__ void __launch_bounds__(kThreads) RouteFew(const __grid_constant__ ChoiceParams p) {
+  AllowNextKernel();
+  AwaitEarlierKernels();
+  const Routing& r = p.r;
+  for (int64_t t = threadIdx.x / 32; t < r.tokens; t += kWarps) ChooseFor<kSlots>(p, t);
+  __syncthreads();
+  CountRows(r);
   __syncthreads();
   NumberRows(r);
   __syncthreads();
-  for (int i = threadIdx.x; i < tokens * k; i += kThreads) PlaceRow(r, i);
+  for (int i = threadIdx.x; i < static_cast<int>(r.tokens * r.k); i += kThreads) PlaceRow(r, i);
 }
 
 __global__ void __launch_bounds__(kThreads) NumberAllRows(const __grid_constant__ Routing r) {
@@ -368,6 +588,8 @@ template <int kWide, typename In, typename Out>
 __global__ void __launch_bounds__(kThreads)
     CombineColumns(const In* y, int width, const __grid_constant__ Routing r, Out* out,
                    int64_t out_stride) {
+  AllowNextKernel();
+  AwaitEarlierKernels();
   const int64_t token = blockIdx.x;
   for (int c = threadIdx.x * kWide; c < width; c += kThreads * kWide) {
     float sum[kWide] = {};
@@ -397,14 +619,9 @@ void LaunchCombine(Queue& queue, const Tensor& y, const Routing& r, const Tensor
   const auto to = out.As<Out, 2>();
   const int width = static_cast<int>(out.dim(1));
   const auto blocks = static_cast<unsigned>(r.tokens);
-  if (width % 8 == 0 && HasAlignedRows(out)) {
-    CombineColumns<8>
-        <<<blocks, kThreads, 0, queue.stream()>>>(in.data, width, r, to.data, to.stride[0]);
-  } else {
-    CombineColumns<1>
-        <<<blocks, kThreads, 0, queue.stream()>>>(in.data, width, r, to.data, to.stride[0]);
-  }
-  CheckLaunch();
+  const auto combine = width % 8 == 0 && HasAlignedRows(out) ? CombineColumns<8, In, Out>
+                                                             : CombineColumns<1, In, Out>;
+  LaunchOverlapped(queue, combine, blocks, kThreads, 0, in.data, width, r, to.data, to.stride[0]);
 }
 
 template <typename T>
@@ -417,6 +634,18 @@ void LaunchLogits(Queue& queue, const LogitsParams& p) {
   static_cast<void>(enlarged);
   const dim3 grid(Blocks(p.tokens, kTile), Blocks(p.num_experts, kTile));
   LogitsMany<T><<<grid, kThreads, kLogitsShared, queue.stream()>>>(p);
+  CheckLaunch();
+}
+
+void LaunchSplit(Queue& queue, const LogitsParams& p) {
+  static const bool enlarged = [] {
+    CheckCuda(cudaFuncSetAttribute(LogitsSplit, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   kSplitShared));
+    return true;
+  }();
+  static_cast<void>(enlarged);
+  const dim3 grid(Blocks(p.tokens, kSplitTokens) * kSplits, Blocks(p.num_experts, kTile));
+  LogitsSplit<<<grid, kThreads, kSplitShared, queue.stream()>>>(p);
   CheckLaunch();
 }
 
@@ -446,8 +675,9 @@ void RouterLogits(Queue& queue, const Tensor& x, const Weight& router, const Ten
                        .num_experts = static_cast<int>(router.n())};
   if (few) {
     const dim3 grid(static_cast<unsigned>(p.num_experts), Blocks(p.tokens, kFewTokens));
-    LogitsFew<<<grid, kThreads, 0, queue.stream()>>>(p);
-    CheckLaunch();
+    LaunchOverlapped(queue, LogitsFew, grid, kThreads, 0, p);
+  } else if (x.dtype == DType::kBF16 && p.width % 8 == 0 && HasAlignedRows(x)) {
+    LaunchSplit(queue, p);
   } else {
     WithElement(x, [&]<typename T>() { LaunchLogits<T>(queue, p); });
   }
@@ -455,10 +685,17 @@ void RouterLogits(Queue& queue, const Tensor& x, const Weight& router, const Ten
 
 void RouteRows(Queue& queue, const Tensor& logits, const Routing& r) {
   const ChoiceParams p{logits.As<const float, 2>().data, logits.stride[0], r};
+  const bool one_slot = r.num_experts <= 32;
   const int blocks = Blocks(r.tokens, kBlockTokens);
-  ChooseExperts<<<blocks, kThreads, 0, queue.stream()>>>(p);
+  if (blocks == 1) {
+    LaunchOverlapped(queue, one_slot ? RouteFew<1> : RouteFew<kMaxExperts / 32>, 1, kThreads, 0, p);
+    return;
+  }
+  const auto choose = one_slot ? ChooseExperts<1> : ChooseExperts<kMaxExperts / 32>;
+  choose<<<Blocks(r.tokens, kWarps), kThreads, 0, queue.stream()>>>(p);
   CheckLaunch();
-  if (blocks == 1) return;
+  CountBlockRows<<<blocks, kThreads, 0, queue.stream()>>>(r);
+  CheckLaunch();
   NumberAllRows<<<1, kThreads, 0, queue.stream()>>>(r);
   CheckLaunch();
   PlaceRows<<<Blocks(r.num_rows(), kThreads), kThreads, 0, queue.stream()>>>(r);

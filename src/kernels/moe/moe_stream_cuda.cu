@@ -7,6 +7,12 @@
 //
 // An expert of more than eight rows is walked several times, by neighbouring blocks at about the
 // same time, so its weights still come from memory once.
+//
+// The scales of int8 weights come the same way, those of an item in one piece, into one of two
+// places that items take in turn.
+//
+// The first weights of w2 are asked for before h is there: a block that starts while others still
+// multiply by w1 does not let the memory rest.
 #include <algorithm>
 #include <bit>
 
@@ -35,10 +41,16 @@ struct Sizes {
   // Rows of x stand apart by what puts a warp's reads into different banks.
   static constexpr int kPitchX = kStep * 2 + (kInt8 ? 32 : 16);
   static constexpr int kStage = 2 * kSlabBytes + (kItemRows * kPitchX + 1023) / 1024 * 1024;
-  static constexpr int kStages = kInt8 ? 8 : 9;
+  static constexpr int kStages = kInt8 ? 8 : 9;                   // at most
   static constexpr int kSums = 2 * kChains * 2 * kSumFloats * 4;  // two sets, one being read
-  static constexpr int kShared = 1024 + kStages * kStage + kSums + 2 * kStages * 8;
+  static constexpr int kBarriers = (2 * kStages + 2) * 8;
+
+  // With this many stages and scales of so many bytes a slab.
+  static constexpr int Shared(int stages, int scale_bytes) {
+    return 1024 + stages * kStage + 4 * scale_bytes + kSums + kBarriers;
+  }
 };
+constexpr int kMostShared = 227 * 1024;
 
 struct StreamParams {
   CUtensorMap w[2];  // of the two slabs: [rows of all experts][chunk of 128 bytes]
@@ -49,6 +61,8 @@ struct StreamParams {
   const RowGroup* groups;
   const int32_t* num_groups;
   int n, k, log_group, num_scales;
+  int scale_bytes;  // of the 16 rows of a slab
+  int num_stages;
   void* out;  // [R, n]  gated: bf16; else float32
 };
 
@@ -66,7 +80,10 @@ template <bool kGated>
 class ItemWalk {
  public:
   __device__ explicit ItemWalk(const StreamParams& p)
-      : p_(p), tiles_(p.n / kItemWeights<kGated>), num_groups_(*p.num_groups), id_(blockIdx.x) {
+      : p_(p),
+        tiles_(p.n / kItemWeights<kGated>),
+        num_groups_(__ldcg(p.num_groups)),
+        id_(blockIdx.x) {
     if (num_groups_ > 0) Load();
   }
 
@@ -87,7 +104,11 @@ class ItemWalk {
 
  private:
   __device__ void Load() {
-    group_ = p_.groups[at_];
+    // Read ahead of the kernel before this one, so not from a cache that may be older.
+    const int4 v = __ldcg(reinterpret_cast<const int4*>(p_.groups) + at_);
+    group_.expert = v.x;
+    group_.rows = v.y;
+    group_.first = static_cast<int64_t>(v.w) << 32 | static_cast<uint32_t>(v.z);
     blocks_ = (group_.rows + kItemRows - 1) / kItemRows;
   }
 
@@ -99,12 +120,12 @@ class ItemWalk {
   int blocks_ = 1;
 };
 
-template <int kStages>
 struct Ring {
+  int num_stages;
   int stage = 0;
   uint32_t parity = 0;
   __device__ void Advance() {
-    if (++stage == kStages) {
+    if (++stage == num_stages) {
       stage = 0;
       parity ^= 1;
     }
@@ -141,41 +162,90 @@ __device__ __forceinline__ uint32_t DecodeInt8(uint32_t q) {
   return *reinterpret_cast<const uint32_t*>(&value);
 }
 
+struct Shared {
+  uint8_t* stages;
+  uint8_t* scales;  // [item % 2][slab][row][group]
+  float* sums;
+  uint64_t* full;
+  uint64_t* empty;
+  uint64_t* scales_empty;  // [item % 2]
+};
+
+// One warp's work: what lane 0 asks for are weights and scales, what the others do are rows of x.
 template <bool kGated, bool kInt8>
-__device__ __forceinline__ void Produce(const StreamParams& p, uint8_t* stages, uint64_t* full,
-                                        uint64_t* empty) {
+class Producer {
+ public:
   using S = Sizes<kInt8>;
-  constexpr int kChunk = kInt8 ? 128 : 64;  // inputs in 128 bytes
-  const int lane = threadIdx.x % 32;
-  ItemWalk<kGated> walk(p);
-  Ring<S::kStages> ring;
-  Item item;
-  while (walk.Next(item)) {
-    const int row_w = item.expert * p.n + item.first_n;
-    const int second_w = kGated ? row_w : row_w + kSlabRows;
-    const bf16* x = p.x;
-    if (lane < item.rows) {
-      const int64_t row = item.first_row + lane;
-      x += (p.token ? p.token[row] : row) * p.x_stride;
+
+  __device__ Producer(const StreamParams& p, const Shared& s) : p_(p), s_(s), ring_{p.num_stages} {}
+
+  __device__ void Run() {
+    if (kGated) AwaitEarlierKernels();
+    ItemWalk<kGated> walk(p_);
+    Item item;
+    bool more = walk.Next(item);
+    int early = 0;  // stages whose weights are on their way
+    if (!kGated) {
+      if (more) {
+        early = min(p_.k / S::kStep, p_.num_stages);
+        for (int i = 0; i < early; ++i) Weights(item, 0, i * S::kStep, i);
+      }
+      AwaitEarlierKernels();
     }
-    const uint32_t bytes = 2 * kSlabBytes + item.rows * S::kStep * 2;
-    for (int k = 0; k < p.k; k += S::kStep) {
-      uint8_t* const stage = stages + ring.stage * S::kStage;
-      uint64_t* const barrier = &full[ring.stage];
-      BarrierWait(&empty[ring.stage], ring.parity ^ 1);
-      if (lane == 0) {
-        BarrierExpect(barrier, bytes);
-        TmaLoad(stage, &p.w[0], barrier, 0, row_w, k / kChunk);
-        TmaLoad(stage + kSlabBytes, &p.w[1], barrier, 0, second_w, k / kChunk);
-      }
-      __syncwarp();
+    for (int at = 0; more; ++at) {
+      const int lane = threadIdx.x % 32;
+      const bf16* x = p_.x;
       if (lane < item.rows) {
-        BulkLoad(stage + 2 * kSlabBytes + lane * S::kPitchX, x + k, S::kStep * 2, barrier);
+        const int64_t row = item.first_row + lane;
+        x += (p_.token ? p_.token[row] : row) * p_.x_stride;
       }
-      ring.Advance();
+      for (int k = 0; k < p_.k; k += S::kStep) {
+        if (early > 0) {
+          --early;
+        } else {
+          BarrierWait(&s_.empty[ring_.stage], ring_.parity ^ 1);
+          Weights(item, at, k, ring_.stage);
+        }
+        __syncwarp();  // the barrier knows of these bytes before they come
+        if (lane < item.rows) {
+          BulkLoad(Stage(ring_.stage) + 2 * kSlabBytes + lane * S::kPitchX, x + k, S::kStep * 2,
+                   &s_.full[ring_.stage]);
+        }
+        ring_.Advance();
+      }
+      more = walk.Next(item);
     }
   }
-}
+
+ private:
+  __device__ uint8_t* Stage(int stage) const { return s_.stages + stage * S::kStage; }
+
+  // Of the block's item number `at`.
+  __device__ __forceinline__ void Weights(const Item& item, int at, int k, int stage) const {
+    constexpr int kChunk = kInt8 ? 128 : 64;  // inputs in 128 bytes
+    if (threadIdx.x % 32 != 0) return;
+    const int first = item.expert * p_.n + item.first_n;
+    const int second = kGated ? first : first + kSlabRows;
+    uint64_t* const barrier = &s_.full[stage];
+    const bool scales = kInt8 && k == 0;
+    if (scales) BarrierWait(&s_.scales_empty[at % 2], at / 2 % 2 ^ 1);
+    BarrierExpect(barrier,
+                  2 * kSlabBytes + item.rows * S::kStep * 2 + (scales ? 2 * p_.scale_bytes : 0));
+    TmaLoad(Stage(stage), &p_.w[0], barrier, 0, first, k / kChunk);
+    TmaLoad(Stage(stage) + kSlabBytes, &p_.w[1], barrier, 0, second, k / kChunk);
+    if (scales) {
+      uint8_t* const to = s_.scales + at % 2 * 2 * p_.scale_bytes;
+      BulkLoad(to, p_.scales[0] + static_cast<int64_t>(first) * p_.num_scales, p_.scale_bytes,
+               barrier);
+      BulkLoad(to + p_.scale_bytes, p_.scales[1] + static_cast<int64_t>(second) * p_.num_scales,
+               p_.scale_bytes, barrier);
+    }
+  }
+
+  const StreamParams& p_;
+  const Shared& s_;
+  Ring ring_;
+};
 
 // Where a lane finds its row of 16, in the 32 bytes from piece `piece` of chunk `chunk` on.
 __device__ __forceinline__ uint32_t SlabAddress(const uint8_t* slab, int chunk, int piece) {
@@ -203,44 +273,23 @@ __device__ __forceinline__ void MultiplyBf16(const uint8_t* stage, int warp, flo
   }
 }
 
-// The scales that a lane's four rows of weights have for the two halves of its warp's 64 inputs.
-struct Scales {
-  const bf16* row[2][2];
-  uint16_t next[2][2][2];  // [half][slab][rows g and g + 8]
-
-  template <bool kGated>
-  __device__ __forceinline__ void Begin(const StreamParams& p, const Item& item) {
-    const int64_t first =
-        static_cast<int64_t>(item.expert) * p.n + item.first_n + threadIdx.x % 32 / 4;
+// sum += w x over this warp's 64 inputs of a stage, from `k` on. `scales` are those of this lane's
+// first row of the first slab.
+__device__ __forceinline__ void MultiplyInt8(const StreamParams& p, const uint8_t* stage, int warp,
+                                             int k, const uint16_t* scales, float (&sum)[2][4]) {
+  // [half][slab][row g or g + 8]
+  const bool halves_differ = p.log_group == 5;
+  uint32_t scale[2][2][2];
 #pragma unroll
-    for (int slab = 0; slab < 2; ++slab) {
+  for (int slab = 0; slab < 2; ++slab) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int64_t n = first + 8 * h + (kGated ? 0 : slab * kSlabRows);
-        row[slab][h] = p.scales[slab] + n * p.num_scales;
-      }
+    for (int h = 0; h < 2; ++h) {
+      const uint16_t* const from =
+          scales + (slab * kSlabRows + 8 * h) * p.num_scales + (k >> p.log_group);
+      scale[0][slab][h] = scale[1][slab][h] = from[0];
+      if (halves_differ) scale[1][slab][h] = from[1];
     }
   }
-
-  // Of inputs k .. k + 63.
-  __device__ __forceinline__ void Fetch(const StreamParams& p, int k) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int at = min((k + 32 * i) >> p.log_group, p.num_scales - 1);
-#pragma unroll
-      for (int slab = 0; slab < 2; ++slab) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          next[i][slab][h] = __ldg(reinterpret_cast<const unsigned short*>(row[slab][h] + at));
-        }
-      }
-    }
-  }
-};
-
-// sum += w x over this warp's 64 inputs of a stage; `scale` as Scales::next has them.
-__device__ __forceinline__ void MultiplyInt8(const uint8_t* stage, int warp, bool halves_differ,
-                                             const uint16_t (&scale)[2][2][2], float (&sum)[2][4]) {
   const int lane = threadIdx.x % 32;
   const uint8_t* const x =
       stage + 2 * kSlabBytes + lane / 4 * Sizes<true>::kPitchX + warp * 128 + lane % 4 * 8;
@@ -264,7 +313,7 @@ __device__ __forceinline__ void MultiplyInt8(const uint8_t* stage, int warp, boo
       if (half == 1 || halves_differ) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const float s = __uint_as_float(static_cast<uint32_t>(scale[half][slab][c / 2]) << 16);
+          const float s = __uint_as_float(scale[half][slab][c / 2] << 16);
           sum[slab][c] = fmaf(part[c], s, sum[slab][c]);
           part[c] = 0.0f;
         }
@@ -297,40 +346,34 @@ __device__ __forceinline__ void Finish(const StreamParams& p, const Item& item, 
 }
 
 template <bool kGated, bool kInt8>
-__device__ __forceinline__ void Consume(const StreamParams& p, const uint8_t* stages, float* sums,
-                                        uint64_t* full, uint64_t* empty) {
+__device__ __forceinline__ void Consume(const StreamParams& p, const Shared& s) {
   using S = Sizes<kInt8>;
+  AwaitEarlierKernels();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   constexpr int kMine = S::kStep / kChains;  // inputs of a stage
   ItemWalk<kGated> walk(p);
-  Ring<S::kStages> ring;
+  Ring ring{p.num_stages};
   Item item;
   int set = 0;
   while (walk.Next(item)) {
     float sum[2][4] = {};
-    [[maybe_unused]] Scales scales;
-    if constexpr (kInt8) {
-      scales.Begin<kGated>(p, item);
-      scales.Fetch(p, warp * kMine);
-    }
+    [[maybe_unused]] const uint16_t* const scales =
+        reinterpret_cast<const uint16_t*>(s.scales + set * 2 * p.scale_bytes) +
+        lane / 4 * p.num_scales;
     for (int k = 0; k < p.k; k += S::kStep) {
-      BarrierWait(&full[ring.stage], ring.parity);
-      const uint8_t* const stage = stages + ring.stage * S::kStage;
+      BarrierWait(&s.full[ring.stage], ring.parity);
+      const uint8_t* const stage = s.stages + ring.stage * S::kStage;
       if constexpr (kInt8) {
-        uint16_t scale[2][2][2];
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-          scale[i / 4][i / 2 % 2][i % 2] = scales.next[i / 4][i / 2 % 2][i % 2];
-        scales.Fetch(p, k + S::kStep + warp * kMine);
-        MultiplyInt8(stage, warp, p.log_group == 5, scale, sum);
+        MultiplyInt8(p, stage, warp, k + warp * kMine, scales, sum);
       } else {
         MultiplyBf16(stage, warp, sum);
       }
       __syncwarp();
-      if (lane == 0) BarrierArrive(&empty[ring.stage]);
+      if (lane == 0) BarrierArrive(&s.empty[ring.stage]);
       ring.Advance();
     }
-    float* const mine = sums + (set * kChains + warp) * 2 * kSumFloats;
+    if (kInt8 && lane == 0) BarrierArrive(&s.scales_empty[set]);
+    float* const mine = s.sums + (set * kChains + warp) * 2 * kSumFloats;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int n = lane / 4 + i % 2 * 8, row = lane % 4 * 2;
@@ -339,7 +382,7 @@ __device__ __forceinline__ void Consume(const StreamParams& p, const uint8_t* st
     }
     // Whoever writes this set again has passed the barrier of the next item, after the reads here.
     NamedBarrierSync<1, 32 * kChains>();
-    Finish<kGated>(p, item, sums + set * kChains * 2 * kSumFloats);
+    Finish<kGated>(p, item, s.sums + set * kChains * 2 * kSumFloats);
     set ^= 1;
   }
 }
@@ -348,40 +391,48 @@ template <bool kGated, bool kInt8>
 __global__ void __launch_bounds__(kThreads, 1) Stream(const __grid_constant__ StreamParams p) {
   using S = Sizes<kInt8>;
   extern __shared__ uint8_t memory[];
-  uint8_t* const stages = memory + (1024 - SharedAddress(memory) % 1024) % 1024;
-  float* const sums = reinterpret_cast<float*>(stages + S::kStages * S::kStage);
-  uint64_t* const full = reinterpret_cast<uint64_t*>(sums + S::kSums / 4);
-  uint64_t* const empty = full + S::kStages;
+  Shared s;
+  s.stages = memory + (1024 - SharedAddress(memory) % 1024) % 1024;
+  s.scales = s.stages + p.num_stages * S::kStage;
+  s.sums = reinterpret_cast<float*>(s.scales + 4 * p.scale_bytes);
+  s.full = reinterpret_cast<uint64_t*>(s.sums + S::kSums / 4);
+  s.empty = s.full + S::kStages;
+  s.scales_empty = s.empty + S::kStages;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < S::kStages; ++i) {
-      BarrierInit(&full[i], 1);
-      BarrierInit(&empty[i], kChains);
+    for (int i = 0; i < p.num_stages; ++i) {
+      BarrierInit(&s.full[i], 1);
+      BarrierInit(&s.empty[i], kChains);
     }
+    for (int i = 0; i < 2; ++i) BarrierInit(&s.scales_empty[i], kChains);
     BarrierInitFence();
   }
   __syncthreads();
+  // Blocks that multiply by w2 read which experts there are before they wait. Once all blocks here
+  // have waited, that is known.
+  if (kGated) AwaitEarlierKernels();
   AllowNextKernel();
-  AwaitEarlierKernels();
   if (threadIdx.x >= 32 * kChains) {
-    Produce<kGated, kInt8>(p, stages, full, empty);
+    Producer<kGated, kInt8>(p, s).Run();
   } else {
-    Consume<kGated, kInt8>(p, stages, sums, full, empty);
+    Consume<kGated, kInt8>(p, s);
   }
 }
 
 template <bool kGated, bool kInt8>
-void LaunchStream(Queue& queue, const StreamParams& p, int64_t num_rows) {
-  constexpr int kBytes = Sizes<kInt8>::kShared;
-  static_assert(kBytes <= 227 * 1024);
+void LaunchStream(Queue& queue, StreamParams p, int64_t num_rows) {
+  using S = Sizes<kInt8>;
   static const bool enlarged = [] {
     CheckCuda(cudaFuncSetAttribute(Stream<kGated, kInt8>,
-                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared));
     return true;
   }();
   static_cast<void>(enlarged);
+  p.num_stages = std::min<int>(S::kStages, (kMostShared - S::Shared(0, p.scale_bytes)) / S::kStage);
+  Check(p.num_stages >= 2, "Moe: too many scales a row for few rows");
   const int64_t items = num_rows * (p.n / kItemWeights<kGated>);
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, Multiprocessors()));
-  LaunchOverlapped(queue, Stream<kGated, kInt8>, blocks, kThreads, kBytes, p);
+  LaunchOverlapped(queue, Stream<kGated, kInt8>, blocks, kThreads,
+                   S::Shared(p.num_stages, p.scale_bytes), p);
 }
 
 CUtensorMap MapOfW(const void* w, bool int8, int64_t rows, int64_t k) {
@@ -401,7 +452,8 @@ StreamParams Common(const ExpertStack& e, const Routing& r, int64_t n, int64_t k
   p.k = static_cast<int>(k);
   if (e.type.group > 0) {
     p.log_group = std::countr_zero(static_cast<uint64_t>(e.type.group));
-    p.num_scales = static_cast<int>((k + e.type.group - 1) / e.type.group);
+    p.num_scales = static_cast<int>(k / e.type.group);
+    p.scale_bytes = kSlabRows * p.num_scales * 2;
   }
   return p;
 }

@@ -71,7 +71,8 @@ void ForRows(Queue& queue, int64_t rows, F&& fn) {
 
 void AddNormTarget(Queue& queue, const AddNormArgs& a) {
   const auto x = a.x.As<const float, 2>();
-  const auto sum = a.sum.As<float, 2>(), out = a.out.As<float, 2>();
+  const auto out = a.out.As<float, 2>();
+  const auto sum = a.sum.empty() ? out : a.sum.As<float, 2>();
   const auto weight = a.weight.As<const float, 1>();
   const int64_t n = x.dim(1);
   Check(sum.shape == x.shape && out.shape == x.shape && weight.dim(0) == n,

@@ -1,6 +1,6 @@
 // One block a row. In the mixes of types that the model has, rows of up to 16,384 numbers at
-// multiples of 16 bytes stay in registers, 32 numbers a thread, between the sum of squares and the
-// norm. Everything else takes one slower kernel.
+// multiples of 16 bytes stay in registers, 32 or 16 numbers a thread, between the sum of squares
+// and the norm. Everything else takes one slower kernel.
 #include <algorithm>
 
 #include "base/check.h"
@@ -12,9 +12,11 @@
 namespace mm01::cuda {
 namespace {
 
-constexpr int kPieces = 4;  // of eight numbers, a thread
-constexpr int kMostThreads = 512;
-constexpr int64_t kMostInRegisters = int64_t{kMostThreads} * kPieces * 8;
+// Pieces of eight numbers a thread. The gate's arithmetic takes more threads.
+constexpr int kPieces = 4, kGatedPieces = 2;
+constexpr int64_t kMostInRegisters = 16384;
+constexpr int kMostThreads = kMostInRegisters / kPieces / 8;
+constexpr int kMostGatedThreads = kMostInRegisters / kGatedPieces / 8;
 constexpr int64_t kMostWidth = 49152;
 constexpr int kAnyThreads = 256;
 
@@ -57,7 +59,7 @@ struct AnyRows {
 
 // The sum over the block, for every thread: lanes in halves, then warps in order.
 __device__ __forceinline__ float BlockSum(float x) {
-  __shared__ float warps[kMostThreads / 32];
+  __shared__ float warps[kMostGatedThreads / 32];
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
@@ -176,43 +178,64 @@ struct GatedRows {
   int64_t width;
 };
 
+// Eight neighbours as they lie in memory: bf16 takes half the registers that way.
 template <typename T>
-__global__ void __launch_bounds__(kMostThreads)
+struct Packed {
+  static constexpr int kWords = 8 * sizeof(T) / sizeof(uint4);
+  uint4 words[kWords];
+
+  __device__ void Load(const T* p) {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = reinterpret_cast<const uint4*>(p)[i];
+  }
+  __device__ void Unpack(float (&x)[8]) const {
+    Load8(reinterpret_cast<const T*>(words), x);
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kMostGatedThreads)
     GatedNormKernel(const __grid_constant__ GatedRows<T> a) {
   const int64_t row = blockIdx.x;
   const auto piece = [](int i) { return static_cast<int>(threadIdx.x + i * blockDim.x); };
+  float weight[kGatedPieces][8];
+#pragma unroll
+  for (int i = 0; i < kGatedPieces; ++i) {
+    if (piece(i) < a.pieces) Load8(a.weight + piece(i) * 8, weight[i]);
+  }
   AllowNextKernel();
   AwaitEarlierKernels();
-  float x[kPieces][8], gate[kPieces][8];
+  Packed<T> x[kGatedPieces], gate[kGatedPieces];
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    if (piece(i) < a.pieces) Load8(a.x.At(row, piece(i)), x[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
-    if (piece(i) < a.pieces) Load8(a.gate.At(row, piece(i)), gate[i]);
+  for (int i = 0; i < kGatedPieces; ++i) {
+    if (piece(i) >= a.pieces) continue;
+    x[i].Load(a.x.At(row, piece(i)));
+    gate[i].Load(a.gate.At(row, piece(i)));
   }
   float squares = 0.0f;
   if (a.squares) {
     squares = a.squares[row];
   } else {
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
+    for (int i = 0; i < kGatedPieces; ++i) {
       if (piece(i) >= a.pieces) continue;
+      float v[8];
+      x[i].Unpack(v);
 #pragma unroll
-      for (int c = 0; c < 8; ++c) squares = fmaf(x[i][c], x[i][c], squares);
+      for (int c = 0; c < 8; ++c) squares = fmaf(v[c], v[c], squares);
     }
     squares = BlockSum(squares);
   }
   const float scale = InverseRoot(squares, a.width, a.eps);
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kGatedPieces; ++i) {
     if (piece(i) >= a.pieces) continue;
-    float y[8], weight[8];
-    Load8(a.weight + piece(i) * 8, weight);
+    float v[8], g[8];
+    x[i].Unpack(v);
+    gate[i].Unpack(g);
 #pragma unroll
-    for (int c = 0; c < 8; ++c) y[c] = x[i][c] * scale * weight[c] * Sigmoid(gate[i][c]);
-    Store8(a.out.At(row, piece(i)), y);
+    for (int c = 0; c < 8; ++c) v[c] = v[c] * scale * weight[i][c] * Sigmoid(g[c]);
+    Store8(a.out.At(row, piece(i)), v);
   }
 }
 
@@ -302,8 +325,8 @@ const float* Weight(const Tensor& weight, int64_t width, const char* what) {
   return w.data;
 }
 
-int Threads(int64_t pieces) {
-  const int64_t threads = (pieces + kPieces - 1) / kPieces;
+int Threads(int64_t pieces, int pieces_a_thread) {
+  const int64_t threads = (pieces + pieces_a_thread - 1) / pieces_a_thread;
   return static_cast<int>((threads + 31) / 32 * 32);
 }
 
@@ -317,16 +340,20 @@ void AddNorm(Queue& queue, const AddNormArgs& a) {
   constexpr const char* kShapes = "AddNorm: shapes or types disagree";
   const bool has_branch = !a.branch.empty();
   const Tensor& branch = has_branch ? a.branch : a.x;
-  for (const Tensor* t : {&a.x, &branch, &a.sum, &a.out}) CheckRows(*t, a.x, kShapes);
+  Tensor sum = a.sum;  // stays empty where nobody reads it
+  for (const Tensor* t : {&a.x, &branch, &a.out}) CheckRows(*t, a.x, kShapes);
+  if (!sum.empty()) CheckRows(sum, a.x, kShapes);
   Check(has_branch || a.alpha == 1.0f, "AddNorm: alpha without a branch");
   const int64_t rows = a.x.dim(0), width = a.x.dim(1);
   const float* weight = Weight(a.weight, width, kShapes);
   if (rows == 0 || a.x.dim(1) == 0) return;
   const bool common = width % 8 == 0 && width <= kMostInRegisters && HasAlignedRows(a.weight) &&
-                      HasAlignedRows(a.x) && HasAlignedRows(branch) && HasAlignedRows(a.sum) &&
-                      HasAlignedRows(a.out) && a.sum.dtype == DType::kF32 &&
+                      HasAlignedRows(a.x) && HasAlignedRows(branch) && HasAlignedRows(a.out) &&
+                      (sum.empty() || (HasAlignedRows(sum) && sum.dtype == DType::kF32)) &&
                       (!has_branch || a.branch.dtype == a.out.dtype);
   if (!common) {
+    Scratch scratch(queue);
+    if (sum.empty()) sum = scratch.GetRows(DType::kF32, rows, width);
     Check(width <= kMostWidth, "AddNorm: rows of more than 49,152 numbers");
     const auto bytes = static_cast<size_t>(width) * sizeof(float);
     static const bool enlarged = [] {
@@ -338,7 +365,7 @@ void AddNorm(Queue& queue, const AddNormArgs& a) {
     AddNormAnyKernel<<<RowGrid(rows), kAnyThreads, bytes, queue.stream()>>>(
         {.x = AnyRows(a.x),
          .branch = AnyRows(branch),
-         .sum = AnyRows(a.sum),
+         .sum = AnyRows(sum),
          .out = AnyRows(a.out),
          .weight = weight,
          .alpha = a.alpha,
@@ -349,13 +376,14 @@ void AddNorm(Queue& queue, const AddNormArgs& a) {
     CheckLaunch();
     return;
   }
-  const bool writes_sum = has_branch || a.sum.data != a.x.data || a.sum.dtype != a.x.dtype;
+  const bool writes_sum =
+      !sum.empty() && (has_branch || sum.data != a.x.data || sum.dtype != a.x.dtype);
   const auto pieces = static_cast<int>(width / 8);
   WithElement(a.x, [&]<typename X>() {
     WithElement(a.out, [&]<typename Out>() {
       const AddNormRows<X, Out> rows_of{.x = Matrix<X>(a.x),
                                         .branch = Matrix<Out>(branch),
-                                        .sum = Matrix<float>(a.sum),
+                                        .sum = Matrix<float>(sum),
                                         .out = Matrix<Out>(a.out),
                                         .weight = weight,
                                         .alpha = a.alpha,
@@ -364,7 +392,8 @@ void AddNorm(Queue& queue, const AddNormArgs& a) {
                                         .pieces = pieces,
                                         .has_branch = has_branch,
                                         .writes_sum = writes_sum};
-      LaunchOverlapped(queue, AddNormKernel<X, Out>, RowGrid(rows), Threads(pieces), 0, rows_of);
+      LaunchOverlapped(queue, AddNormKernel<X, Out>, RowGrid(rows), Threads(pieces, kPieces), 0,
+                       rows_of);
     });
   });
 }
@@ -438,7 +467,8 @@ void GatedNorm(Queue& queue, const GatedNormArgs& a) {
                                .eps = a.eps,
                                .pieces = pieces,
                                .width = a.width};
-    LaunchOverlapped(queue, GatedNormKernel<T>, RowGrid(rows), Threads(pieces), 0, rows_of);
+    LaunchOverlapped(queue, GatedNormKernel<T>, RowGrid(rows), Threads(pieces, kGatedPieces), 0,
+                     rows_of);
   });
 }
 

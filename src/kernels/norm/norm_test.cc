@@ -92,6 +92,10 @@ TEST(NormTest, GivesWhatWasWorkedByHand) {
   AddNorm(queue, args);
   EXPECT_TRUE(SameBits(out, Floats{0.75f, 2.0f}));
   EXPECT_TRUE(SameBits(Squares(queue, x, 2), Floats{25}));
+  // A sum that nobody reads need not be kept, nor squares that belong to the whole row be given.
+  Floats alone(2);
+  AddNorm(queue, {.x = Matrix(x, 2), .weight = Row(weight), .eps = 3.5f, .out = Matrix(alone, 2)});
+  EXPECT_TRUE(SameBits(alone, out));
   // A gate of 0 halves.
   const Floats gate = {0, 0}, squares = {25};
   GatedNorm(queue, {.x = Matrix(x, 2),
@@ -102,6 +106,13 @@ TEST(NormTest, GivesWhatWasWorkedByHand) {
                     .width = 2,
                     .out = Matrix(out, 2)});
   EXPECT_TRUE(SameBits(out, Floats{0.375f, 1.0f}));
+  GatedNorm(queue, {.x = Matrix(x, 2),
+                    .gate = Matrix(gate, 2),
+                    .weight = Row(weight),
+                    .eps = 3.5f,
+                    .width = 2,
+                    .out = Matrix(alone, 2)});
+  EXPECT_TRUE(SameBits(alone, out));
 }
 
 TEST(NormTest, AgreesWithTheDoubleReference) {

@@ -43,7 +43,8 @@ void RunLayers(const TextModel& m, const Step& step, const Tensor& embeddings,
   const Tensor& carried = c.post_norm ? x : h;
   const auto eps = static_cast<float>(c.norm_eps);
 
-  // h = the residual after a sub-layer, out = its norm.
+  // h = the residual after a sub-layer, out = its norm. With DeepNorm only a tap reads h.
+  const Tensor sum = c.post_norm && !m.taps ? Tensor() : h;
   const auto add_norm = [&](const Residual& residual, const Parameters& weight, const Tensor& out) {
     AddNorm(m.queue, {.x = carried,
                       .branch = branch,
@@ -51,7 +52,7 @@ void RunLayers(const TextModel& m, const Step& step, const Tensor& embeddings,
                       .beta = static_cast<float>(residual.beta),
                       .weight = weight.tensor(),
                       .eps = eps,
-                      .sum = h,
+                      .sum = sum,
                       .out = out});
   };
 
