@@ -23,7 +23,12 @@
 // On a GPU  The slot's rows are plain: [P, H, B, K] and [P, H, B, V]. Two kernels: one for calls of
 //           at most one row a sequence (max_rows 1), one for all others. Within each, bits depend
 //           on nothing but the sequence; the two round differently (float32: 1e-6, bf16: the last
-//           bit of o), so where prefill gives way to decode shows in the last bits.
+//           bit of o), so where prefill gives way to decode shows in the last bits. slope,
+//           cu_seqlens, position and slot are read while kernels ahead in the queue may still run:
+//           copies may write them, kernels may not.
+// Padding   No tensor is padded. Calls of several rows work in whole blocks of the grid: a first or
+//           last block counts as B rows, those that are not the sequence's as zeros, and nothing
+//           is written for them.
 // Cost      a row: 4 K V + 4 K (r+1) flops a head. A slot: (K V + 2 B K) floats a head.
 // Errors    Shapes that disagree are our own bug: Check throws.
 // Sources   [LA2] Lightning Attention-2, arXiv:2401.04658. [MM01] MiniMax-01, arXiv:2501.08313.
