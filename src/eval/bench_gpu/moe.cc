@@ -1,4 +1,6 @@
 // The mixture of experts at Text-01's shape: 32 experts of 9216 over a width of 6144, two a token.
+// And the kernel of its products with one expert, beside cuBLASLt: lightning attention's
+// projection.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -10,6 +12,8 @@
 
 #include "base/rng.h"
 #include "eval/bench_gpu/harness.h"
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/dense_gemm.h"
 #include "kernels/moe/moe.h"
 #include "kernels/moe/moe_ref.h"
 
@@ -230,9 +234,72 @@ void BenchType(Harness& h, WeightType type, const std::string& suffix) {
   }
 }
 
+// out = SiLU(x w^T) for `rows` rows against the formula, and its speed against that of the
+// library's product alone.
+void BenchDense(Harness& h, int64_t rows) {
+  constexpr int64_t kN = 24576;
+  Queue& queue = h.queue();
+  std::vector<bf16> period, w_period;
+  for (uint64_t i = 0; i < kPeriod; ++i) {
+    period.push_back(ToBF16(static_cast<float>(RandomNormal(8, 5, i))));
+    w_period.push_back(
+        ToBF16(static_cast<float>(RandomNormal(8, 1, i) / std::sqrt(double{kWidth}))));
+  }
+  const Buffer x(rows * kWidth * 2, Device::kCuda), w(kN * kWidth * 2, Device::kCuda),
+      out(rows * kN * 2, Device::kCuda);
+  Repeat(queue, x.data(), rows * kWidth, period);
+  Repeat(queue, w.data(), kN * kWidth, w_period);
+  const auto ours = [&](int64_t) {
+    cuda::DenseGemm(queue, {.x = Tensor(DType::kBF16, x.data(), {rows, kWidth}),
+                            .w = Tensor(DType::kBF16, w.data(), {kN, kWidth}),
+                            .out = Tensor(DType::kBF16, out.data(), {rows, kN}),
+                            .activation = Activation::kSilu});
+  };
+  ours(0);
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < 1000; ++i) {
+    const int64_t row = i * 7919 % rows, n = i * 104729 % kN;
+    double sum = 0;
+    for (int64_t k = 0; k < kWidth; ++k) {
+      sum += double{ToFloat(period[static_cast<size_t>((row * kWidth + k) % kPeriod)])} *
+             ToFloat(w_period[static_cast<size_t>((n * kWidth + k) % kPeriod)]);
+    }
+    const double want = sum / (1.0 + std::exp(-sum));
+    bf16 got;
+    queue.CopyToHost(&got, out.As<bf16>() + row * kN + n, 2);
+    difference += (ToFloat(got) - want) * (ToFloat(got) - want);
+    norm += want * want;
+  }
+  if (!(std::sqrt(difference / norm) <= 3e-3)) throw DeviceError("DenseGemm gives a wrong answer");
+
+  const double flops = 2.0 * static_cast<double>(rows * kN * kWidth);
+  const double tflops = flops / h.Time(ours) * 1e-12;
+  const double library = flops * 1e-12 / h.Time([&](int64_t) {
+    cuda::MultiplyByLibrary(queue, {.x = x.data(),
+                                    .ldx = kWidth,
+                                    .w = w.data(),
+                                    .ldw = kWidth,
+                                    .out = out.data(),
+                                    .ldo = kN,
+                                    .m = rows,
+                                    .n = kN,
+                                    .k = kWidth,
+                                    .in_type = DType::kBF16,
+                                    .out_type = DType::kBF16});
+  });
+  h.Add({.name = fmt::format("dense_gemm_silu_{}", rows),
+         .value = tflops,
+         .unit = "TFLOP/s",
+         .ceiling = library,
+         .share = tflops / library});
+}
+
 }  // namespace
 
 void BenchMoe(Harness& h) {
+  if (cuda::LoadCublasLt().ok()) {
+    for (const int64_t rows : {4096, 16384}) BenchDense(h, rows);
+  }
   BenchType(h, {DType::kBF16, 0}, "");
   BenchType(h, {DType::kI8, kGroup}, "_int8");
 }

@@ -29,9 +29,10 @@ struct Shape {
 
 TEST_F(DenseGemmCudaTest, FollowsTheFormula) {
   Queue queue(1, Device::kCuda);
-  for (const Shape& s : {Shape{1, 128, 64}, Shape{33, 256, 128}, Shape{64, 8, 8},
-                         Shape{97, 136, 72}, Shape{160, 384, 320}, Shape{192, 520, 64},
-                         Shape{257, 264, 200}, Shape{600, 128, 640}, Shape{2300, 192, 64}}) {
+  for (const Shape& s :
+       {Shape{1, 128, 64}, Shape{33, 256, 128}, Shape{64, 8, 8}, Shape{97, 136, 72},
+        Shape{160, 384, 320}, Shape{192, 520, 64}, Shape{257, 264, 200}, Shape{320, 136, 136},
+        Shape{345, 64, 128}, Shape{600, 128, 640}, Shape{2300, 192, 64}}) {
     const Floats x = RandomBF16s(1, s.m * s.k), w = RandomBF16s(2, s.n * s.k);
     std::vector<double> want = ReferenceGemm(x, w, s.m, s.n, s.k);
     std::vector<double> silu;
@@ -58,7 +59,7 @@ TEST_F(DenseGemmCudaTest, ARowHasTheSameBitsForEveryM) {
   const CudaTensor all(queue, DType::kF32, {kM, kN});
   cuda::DenseGemm(queue, {.x = x, .w = w, .out = all});
   const Floats want = all.ToFloat();
-  for (const int64_t m : {1, 40, 70, 129, 161, 255}) {
+  for (const int64_t m : {1, 40, 70, 129, 161, 255, 280}) {
     const CudaTensor some(queue, DType::kF32, {m, kN});
     cuda::DenseGemm(queue, {.x = x.tensor().Rows(kM - m, kM), .w = w, .out = some});
     EXPECT_TRUE(SameBits(some.ToFloat(), Floats(want.end() - m * kN, want.end()))) << m;

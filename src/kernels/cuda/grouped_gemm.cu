@@ -88,7 +88,7 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& a) {
   p.out_stride = a.out_stride;
 
   // No more than there can be: every expert pads its rows by less than a tile.
-  const int64_t rows_w = 2 * (gated ? kTileW / 2 : kTileW), rows_x = kUnit * kMaxUnits;
+  const int64_t rows_w = 2 * (gated ? kTileW / 2 : kTileW), rows_x = 8 * kUnit;
   const int64_t tiles_x = a.groups ? std::min(a.num_rows, a.num_experts) + a.num_rows / rows_x * 2
                                    : (a.num_rows + rows_x - 1) / rows_x;
   const int64_t num_tiles = (a.n + rows_w - 1) / rows_w * tiles_x;

@@ -1,12 +1,13 @@
 // The persistent kernel behind grouped_gemm.h.
 //
 // A cluster of two blocks multiplies two neighbouring tiles of 128 rows of w with one tile of up to
-// 256 rows of x: each block brings its own weights and half of the rows of x, which go to both. So
+// 320 rows of x: each block brings its own weights and half of the rows of x, which go to both. So
 // weights are the first operand (M) and rows of x the second (N), which comes in steps of 32: an
 // expert's rows pad to the next 32, whatever their number, and every pair of blocks has something
 // to share.
 //
-//   warpgroup 0      one thread keeps four stages of 64 inputs on their way
+//   warpgroup 0      one thread keeps four stages of 64 inputs on their way, and says what tile it
+//                    is with the first stage of each
 //   warpgroups 1, 2  64 of the tile's 128 rows of w each, sums in registers
 //
 // With w_up, a tile is 64 rows of each matrix, eight and eight in turn, so that a thread holds the
@@ -26,11 +27,11 @@
 
 namespace mm01::cuda {
 
-inline constexpr int kMaxUnits = 8;  // units of 32 rows of x in a tile
+inline constexpr int kMaxUnits = 10;  // units of 32 rows of x in a tile
 
 struct GroupedGemmParams {
   CUtensorMap w;
-  CUtensorMap x[kMaxUnits];  // boxes of 16, 32, ... 128 rows: half a tile
+  CUtensorMap x[kMaxUnits];  // boxes of 16, 32, ... 160 rows: half a tile
   const RowGroup* groups;
   const int32_t* num_groups;
   int64_t num_rows;       // if there are no groups
@@ -61,30 +62,38 @@ constexpr int kStepK = 64;   // inputs a stage
 constexpr int kStages = 4;
 constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = 128 * (1 + kConsumers);
-constexpr int kBytesX = kUnit * kMaxUnits * kStepK * 2;
-constexpr int kBytesStaging = 16384;           // of a warpgroup
+constexpr int kBytesStaging = 8192;            // of a warpgroup, for sums on their way out
 constexpr int kReleases = kConsumers * 4 * 2;  // warps of both blocks give a stage back
-
-template <bool kInt8>
-constexpr int kBytesW = kTileW* kStepK*(kInt8 ? 1 : 2);
-template <bool kInt8>
-constexpr int kBytesStage = kBytesW<kInt8> + kBytesX;
-template <bool kInt8>
-constexpr int kSharedBytes =
-    1024 + kStages* kBytesStage<kInt8> + kConsumers* kBytesStaging + 2 * kStages * 8;
-
-// Tiles are made for 1, 2, 4, 5, 6 and 8 units.
-__host__ __device__ constexpr int FitUnits(int units) {
-  return units == 3 || units == 7 ? units + 1 : units;
-}
 
 struct Tile {
   int expert, pair;  // pair: of neighbouring tiles of w
   int64_t row;       // the first row of x
-  int rows, units;
+  int rows, units;   // no units: there are no more tiles
 };
 
+constexpr int kBytesControl = kStages * (2 * 8 + static_cast<int>(sizeof(Tile)));
+
+// int8 weights need registers that sums would take.
+template <bool kInt8>
+constexpr int kMostUnits = kInt8 ? 9 : kMaxUnits;
+template <bool kInt8>
+constexpr int kBytesW = kTileW* kStepK*(kInt8 ? 1 : 2);
+template <bool kInt8>
+constexpr int kBytesStage = kBytesW<kInt8> + kMostUnits<kInt8>* kUnit* kStepK * 2;
+// bf16 weights take as much as the staging, which is where the last ones of a tile were.
+template <bool kInt8>
+constexpr int kSharedBytes = 1024 + kStages* kBytesStage<kInt8> +
+                             (kInt8 ? kConsumers * kBytesStaging : 0) + kBytesControl;
+static_assert(kBytesW<false> == kConsumers * kBytesStaging);
+static_assert(kSharedBytes<false> <= 227 * 1024 && kSharedBytes<true> <= 227 * 1024);
+
+// Tiles are made for 1, 2, 4, 5, 6, 8, 9 and 10 units.
+__host__ __device__ constexpr int FitUnits(int units) {
+  return units == 3 || units == 7 ? units + 1 : units;
+}
+
 // The tiles of one cluster. A group's tiles of x go side by side through the same weights.
+template <bool kInt8>
 class TileWalk {
  public:
   __device__ TileWalk(const GroupedGemmParams& p, int rows_w)
@@ -100,19 +109,13 @@ class TileWalk {
       if (++at_ < num_groups_) Load();
     }
     if (at_ >= num_groups_) return false;
-    const int i = id_ % tiles_;
-    // Whole tiles, but for the last two, which share what is left. Up to 12 units are halved: 5 and
-    // 4 waste nothing, 8 and 1 would cost the time of 8 and 4, as weights come no faster.
-    const int units = (group_.rows + kUnit - 1) / kUnit;
-    int begin = i * kMaxUnits, end = min(begin + kMaxUnits, units);
-    const int shared = units - (tiles_ - 2) * kMaxUnits;
-    if (tiles_ > 1 && shared <= 12) {
-      const int middle = (tiles_ - 2) * kMaxUnits + (shared + 1) / 2;
-      if (i == tiles_ - 2) end = middle;
-      if (i == tiles_ - 1) begin = middle;
-    }
-    tile.expert = group_.expert;
     tile.pair = id_ / tiles_;
+    // A cluster's next tile is not always the same one of the group: they differ in size.
+    const int turn = tile.pair * tiles_ / (static_cast<int>(gridDim.x) / 2);
+    const int i = (id_ % tiles_ + turn) % tiles_;
+    const int size = units_ / tiles_, larger = units_ % tiles_;
+    const int begin = i * size + min(i, larger), end = begin + size + (i < larger ? 1 : 0);
+    tile.expert = group_.expert;
     tile.row = group_.first + begin * kUnit;
     tile.rows = min((end - begin) * kUnit, group_.rows - begin * kUnit);
     tile.units = FitUnits(end - begin);
@@ -128,7 +131,9 @@ class TileWalk {
       const int64_t first = at_ * kMaxGroupRows;
       group_ = {0, static_cast<int>(min(p_.num_rows - first, kMaxGroupRows)), first};
     }
-    tiles_ = (group_.rows + kUnit * kMaxUnits - 1) / (kUnit * kMaxUnits);
+    // Of about the same size. 256 rows are the most that one instruction takes.
+    units_ = (group_.rows + kUnit - 1) / kUnit;
+    tiles_ = units_ % 8 == 0 ? units_ / 8 : (units_ + kMostUnits<kInt8> - 1) / kMostUnits<kInt8>;
   }
 
   const GroupedGemmParams& p_;
@@ -137,7 +142,7 @@ class TileWalk {
   int at_ = 0;
   int num_groups_ = 0;
   RowGroup group_;
-  int tiles_ = 1;  // of the group's rows
+  int units_ = 0, tiles_ = 1;  // of the group's rows
 };
 
 // Where in the ring of stages a warp is.
@@ -154,15 +159,15 @@ struct Ring {
 
 struct Shared {
   uint8_t* stages;
-  uint8_t* staging;  // of this warpgroup
   uint64_t* full;
   uint64_t* empty;
+  Tile* tiles;  // of the stages that begin one
 };
 
 template <Store kStore, bool kInt8>
 __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared& s, int rank) {
   constexpr int kRowsW = kStore == Store::kGated ? kTileW / 2 : kTileW;
-  TileWalk walk(p, kRowsW);
+  TileWalk<kInt8> walk(p, kRowsW);
   Ring ring;
   Tile tile;
   while (walk.Next(tile)) {
@@ -174,6 +179,7 @@ __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared
       uint64_t* const full = &s.full[ring.stage];
       uint8_t* const w = s.stages + ring.stage * kBytesStage<kInt8>;
       BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
+      if (k == 0) s.tiles[ring.stage] = tile;
       BarrierExpect(full, bytes);
       if constexpr (kStore == Store::kGated) {
         TmaLoad(w, &p.w, full, k, 0, 0, tile.expert * (p.n / 8) + row_w / 8);
@@ -185,6 +191,9 @@ __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared
       ring.Advance();
     }
   }
+  BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
+  s.tiles[ring.stage].units = 0;
+  BarrierArrive(&s.full[ring.stage]);
 }
 
 // The stage may be filled again, here and in the other block, as far as this warp goes.
@@ -193,9 +202,40 @@ __device__ __forceinline__ void Release(const Shared& s, int stage) {
   if (lane < 2) BarrierArriveRemote(&s.empty[stage], lane);
 }
 
+template <int kBegin, int kCount, int kAll>
+__device__ __forceinline__ float (&Part(float (&v)[kAll]))[kCount] {
+  static_assert(kBegin + kCount <= kAll);
+  return *reinterpret_cast<float(*)[kCount]>(&v[kBegin]);
+}
+
+// Rows of x that the first of at most two instructions takes.
 template <int kRows>
-__device__ __forceinline__ void Multiply(const GroupedGemmParams& p, const Shared& s, Ring& ring,
-                                         int consumer, float (&sum)[kRows / 2]) {
+constexpr int kFirstRows = kRows <= 256 ? kRows : (kRows == 320 ? 160 : 192);
+
+// sum += w x for 16 inputs.
+template <int kRows>
+__device__ __forceinline__ void MultiplySs(float (&sum)[kRows / 2], uint64_t w, uint64_t x) {
+  constexpr int kFirst = kFirstRows<kRows>, kSecond = kRows - kFirst;
+  WgmmaSs<0, 0>(Part<0, kFirst / 2>(sum), w, x, 1);
+  if constexpr (kSecond > 0) {
+    WgmmaSs<0, 0>(Part<kFirst / 2, kSecond / 2>(sum), w, x + (kFirst * kStepK * 2 >> 4), 1);
+  }
+}
+
+template <int kRows>
+__device__ __forceinline__ void MultiplyRs(float (&sum)[kRows / 2], const uint32_t (&w)[4],
+                                           uint64_t x) {
+  constexpr int kFirst = kFirstRows<kRows>, kSecond = kRows - kFirst;
+  WgmmaRs<0>(Part<0, kFirst / 2>(sum), w, x, 1);
+  if constexpr (kSecond > 0) {
+    WgmmaRs<0>(Part<kFirst / 2, kSecond / 2>(sum), w, x + (kFirst * kStepK * 2 >> 4), 1);
+  }
+}
+
+// The sums of a tile. Returns the last stage, which is still this warp's to release.
+template <int kRows>
+__device__ __forceinline__ int Multiply(const GroupedGemmParams& p, const Shared& s, Ring& ring,
+                                        int consumer, float (&sum)[kRows / 2]) {
   const uint64_t w = WgmmaDescriptor(s.stages + consumer * 64 * kStepK * 2);
   const uint64_t x = WgmmaDescriptor(s.stages + kBytesW<false>);
   int last = -1;
@@ -205,7 +245,7 @@ __device__ __forceinline__ void Multiply(const GroupedGemmParams& p, const Share
     WgmmaFence();
 #pragma unroll
     for (int i = 0; i < kStepK / 16; ++i) {
-      WgmmaSs<0, 0>(sum, w + offset + 2 * i, x + offset + 2 * i, 1);
+      MultiplySs<kRows>(sum, w + offset + 2 * i, x + offset + 2 * i);
     }
     WgmmaCommit();
     WgmmaWait<1>();
@@ -214,7 +254,7 @@ __device__ __forceinline__ void Multiply(const GroupedGemmParams& p, const Share
     ring.Advance();
   }
   WgmmaWait<0>();
-  Release(s, last);
+  return last;
 }
 
 // Bytes 2 kPair and 2 kPair + 1 of `q`, signed, as two bf16: exact. With u the lower seven bits,
@@ -283,43 +323,65 @@ class Int8Rows {
 };
 
 template <int kRows>
-__device__ __forceinline__ void MultiplyInt8(const GroupedGemmParams& p, const Shared& s,
-                                             Ring& ring, int consumer, Int8Rows& rows,
-                                             float (&sum)[kRows / 2]) {
+__device__ __forceinline__ int MultiplyInt8(const GroupedGemmParams& p, const Shared& s, Ring& ring,
+                                            int consumer, Int8Rows& rows, float (&sum)[kRows / 2]) {
   const uint64_t x = WgmmaDescriptor(s.stages + kBytesW<true>);
   const int warp_row = consumer * 64 + threadIdx.x % 128 / 32 * 16;
-  // One half is multiplied while the other is decoded.
-  uint32_t first[2][4], second[2][4];
-  const auto multiply = [&](const uint32_t(&a)[2][4], uint64_t from) {
+  const auto decode = [&]<int kSecond>(int k, uint32_t(&a)[2][4]) {
+    if (kSecond == 0) BarrierWait(&s.full[ring.stage], ring.parity);
+    rows.Decode<kSecond>(s.stages + ring.stage * kBytesStage<true>, warp_row,
+                         k + kSecond * Int8Rows::kHalf, a);
+  };
+  const auto multiply = [&]<int kSecond>(const uint32_t(&a)[2][4]) {
+    const uint64_t from =
+        x + static_cast<uint64_t>(ring.stage * (kBytesStage<true> >> 4)) + 4 * kSecond;
     WgmmaFence();
-    WgmmaRs<0>(sum, a[0], from, 1);
-    WgmmaRs<0>(sum, a[1], from + 2, 1);
+    MultiplyRs<kRows>(sum, a[0], from);
+    MultiplyRs<kRows>(sum, a[1], from + 2);
     WgmmaCommit();
-    WgmmaWait<1>();
   };
   int last = -1;
-  BarrierWait(&s.full[ring.stage], ring.parity);
-  rows.Decode<0>(s.stages + ring.stage * kBytesStage<true>, warp_row, 0, first);
-  for (int k = 0; k < p.k; k += kStepK) {
-    const uint8_t* const w = s.stages + ring.stage * kBytesStage<true>;
-    const uint64_t from = x + static_cast<uint64_t>(ring.stage * (kBytesStage<true> >> 4));
-    multiply(first, from);
-    if (last >= 0) Release(s, last);
-    rows.Decode<1>(w, warp_row, k + Int8Rows::kHalf, second);
-    multiply(second, from + 4);
-    last = ring.stage;
-    ring.Advance();
-    if (k + kStepK < p.k) {
-      BarrierWait(&s.full[ring.stage], ring.parity);
-      rows.Decode<0>(s.stages + ring.stage * kBytesStage<true>, warp_row, k + kStepK, first);
+  if constexpr (kRows > 256) {
+    // There are registers for one half only: this warpgroup decodes while the other multiplies.
+    uint32_t a[2][4];
+    for (int k = 0; k < p.k; k += kStepK) {
+      decode.template operator()<0>(k, a);
+      multiply.template operator()<0>(a);
+      WgmmaWait<0>();
+      decode.template operator()<1>(k, a);
+      multiply.template operator()<1>(a);
+      WgmmaWait<0>();
+      last = ring.stage;
+      if (k + kStepK < p.k) Release(s, last);
+      ring.Advance();
     }
+  } else {
+    // One half is multiplied while the other is decoded.
+    uint32_t first[2][4], second[2][4];
+    decode.template operator()<0>(0, first);
+    for (int k = 0; k < p.k; k += kStepK) {
+      multiply.template operator()<0>(first);
+      WgmmaWait<1>();
+      if (last >= 0) Release(s, last);
+      decode.template operator()<1>(k, second);
+      multiply.template operator()<1>(second);
+      WgmmaWait<1>();
+      last = ring.stage;
+      ring.Advance();
+      if (k + kStepK < p.k) decode.template operator()<0>(k + kStepK, first);
+    }
+    WgmmaWait<0>();
   }
-  WgmmaWait<0>();
-  Release(s, last);
+  return last;
 }
 
+// x / (1 + exp(-x)) by the hardware's exponential and reciprocal; numbers below the normal ones are
+// zero.
 __device__ __forceinline__ float Silu(float x) {
-  return __fdividef(x, 1.0f + __expf(-x));
+  float e, r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.442695041f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
+  return x * r;
 }
 
 // Of a warpgroup. Hidden from the compiler, which else works out the addresses of every tile size
@@ -341,76 +403,85 @@ __device__ __forceinline__ void StoreEight(const GroupedGemmParams& p, int64_t r
   *reinterpret_cast<uint4*>(static_cast<bf16*>(p.out) + row * p.out_stride + n) = v;
 }
 
-// Two eights side by side, in PairOrder where that is asked for.
-__device__ __forceinline__ void StoreSixteen(const GroupedGemmParams& p, int64_t row, int n,
-                                             const uint4& a, const uint4& b) {
-  if (p.pair_order) {
-    StoreEight(p, row, n, make_uint4(a.x, a.z, b.x, b.z));
-    StoreEight(p, row, n + 8, make_uint4(a.y, a.w, b.y, b.w));
-  } else {
-    StoreEight(p, row, n, a);
-    StoreEight(p, row, n + 8, b);
-  }
+// Two eights side by side, in PairOrder.
+__device__ __forceinline__ void StoreInPairOrder(const GroupedGemmParams& p, int64_t row, int n,
+                                                 const uint4& a, const uint4& b) {
+  StoreEight(p, row, n, make_uint4(a.x, a.z, b.x, b.z));
+  StoreEight(p, row, n + 8, make_uint4(a.y, a.w, b.y, b.w));
 }
 
-// SiLU(gate) * up: a warpgroup's 32 outputs of every row go through shared memory, [row][32], where
-// the pieces of 16 bytes are permuted so that neither side meets a bank twice.
+// SiLU(gate) * up: a warpgroup's 32 outputs of 128 rows at a time go through shared memory,
+// [row][32], where the pieces of 16 bytes are permuted so that neither side meets a bank twice.
 template <int kRows>
-__device__ __forceinline__ void StoreGated(const GroupedGemmParams& p, const Shared& s,
+__device__ __forceinline__ void StoreGated(const GroupedGemmParams& p, uint8_t* staging,
                                            const Tile& tile, int first_n, int consumer,
                                            float (&sum)[kRows / 2]) {
   const int thread = ThreadOfTile(), warp = thread / 32, lane = thread % 32;
-  SyncWarpgroup(consumer);  // the tile before has left the staging
+  const auto piece_of = [&](int row, int piece) {
+    return staging + row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
+  };
 #pragma unroll
-  for (int j = 0; j < kRows / 8; j += 4) {
-    uint32_t h[4];
+  for (int begin = 0; begin < kRows; begin += 128) {
+    SyncWarpgroup(consumer);  // what was there has been read
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float* const d = &sum[4 * (j + i)];
-      const float2 low{d[0], d[1]}, high{d[2], d[3]};
-      const float2 gate = p.up_first ? high : low, up = p.up_first ? low : high;
-      h[i] = PackBf16(Silu(gate.x) * up.x, Silu(gate.y) * up.y);
+    for (int j = begin / 8; j < begin / 8 + 16; j += 4) {
+      if (8 * j >= kRows) continue;
+      uint32_t h[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* const d = &sum[4 * (j + i)];
+        const float2 low{d[0], d[1]}, high{d[2], d[3]};
+        const float2 gate = p.up_first ? high : low, up = p.up_first ? low : high;
+        h[i] = PackBf16(Silu(gate.x) * up.x, Silu(gate.y) * up.y);
+      }
+      StoreMatrixTransposed(SharedAddress(piece_of(8 * j - begin + lane, warp)), h[0], h[1], h[2],
+                            h[3]);
     }
-    const int row = 8 * j + lane;
-    StoreMatrixTransposed(SharedAddress(s.staging + row * 64 + ((warp ^ (row >> 1 & 3)) << 4)),
-                          h[0], h[1], h[2], h[3]);
-  }
-  SyncWarpgroup(consumer);
-  for (int at = thread; at < tile.rows * 2; at += 128) {
-    const int row = at / 2, piece = at % 2 * 2;
-    const uint8_t* const from = s.staging + row * 64;
-    const uint4 a = *reinterpret_cast<const uint4*>(from + ((piece ^ (row >> 1 & 3)) << 4));
-    const uint4 b = *reinterpret_cast<const uint4*>(from + (((piece + 1) ^ (row >> 1 & 3)) << 4));
-    StoreSixteen(p, tile.row + row, first_n + 32 * consumer + 8 * piece, a, b);
+    SyncWarpgroup(consumer);
+    const int rows = min(tile.rows - begin, 128), n = first_n + 32 * consumer;
+    const int64_t first = tile.row + begin;
+    if (p.pair_order) {
+      for (int at = thread; at < rows * 2; at += 128) {
+        const int row = at / 2, piece = at % 2 * 2;
+        StoreInPairOrder(p, first + row, n + 8 * piece,
+                         *reinterpret_cast<const uint4*>(piece_of(row, piece)),
+                         *reinterpret_cast<const uint4*>(piece_of(row, piece + 1)));
+      }
+    } else {
+      for (int at = thread; at < rows * 4; at += 128) {
+        StoreEight(p, first + at / 4, n + at % 4 * 8,
+                   *reinterpret_cast<const uint4*>(piece_of(at / 4, at % 4)));
+      }
+    }
   }
 }
 
-// A warpgroup's 64 outputs of 128 rows at a time, [row][64] under the 128-byte swizzle.
+// A warpgroup's 64 outputs of 64 rows at a time, [row][64] under the 128-byte swizzle.
 template <int kRows>
-__device__ __forceinline__ void StoreBf16(const GroupedGemmParams& p, const Shared& s,
+__device__ __forceinline__ void StoreBf16(const GroupedGemmParams& p, uint8_t* staging,
                                           const Tile& tile, int first_n, int consumer,
                                           float (&sum)[kRows / 2]) {
   const int thread = ThreadOfTile(), warp = thread / 32, lane = thread % 32;
 #pragma unroll
-  for (int begin = 0; begin < kRows; begin += 128) {
-    SyncWarpgroup(consumer);
+  for (int begin = 0; begin < kRows; begin += 64) {
+    SyncWarpgroup(consumer);  // what was there has been read
 #pragma unroll
-    for (int j = begin / 8; j < begin / 8 + 16; j += 2) {
+    for (int j = begin / 8; j < begin / 8 + 8; j += 2) {
       if (8 * j >= kRows) continue;
       uint32_t v[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) v[i] = PackBf16(sum[4 * j + 2 * i], sum[4 * j + 2 * i + 1]);
       const int row = 8 * j - begin + lane / 16 * 8 + lane % 8;
       const int piece = 2 * warp + lane / 8 % 2;
-      StoreMatrixTransposed(SharedAddress(s.staging) + Swizzle128(row, piece * 16), v[0], v[1],
-                            v[2], v[3]);
+      StoreMatrixTransposed(SharedAddress(staging) + Swizzle128(row, piece * 16), v[0], v[1], v[2],
+                            v[3]);
     }
     SyncWarpgroup(consumer);
-    const int rows = min(tile.rows - begin, 128);
+    const int rows = min(tile.rows - begin, 64);
     for (int at = thread; at < rows * 8; at += 128) {
       const int row = at / 8, piece = at % 8;
       StoreEight(p, tile.row + begin + row, first_n + 64 * consumer + 8 * piece,
-                 *reinterpret_cast<const uint4*>(s.staging + Swizzle128(row, piece * 16)));
+                 *reinterpret_cast<const uint4*>(staging + Swizzle128(row, piece * 16)));
     }
   }
 }
@@ -440,16 +511,20 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
   float sum[kRows / 2];
 #pragma unroll
   for (float& v : sum) v = 0.0f;
+  int last;
   if constexpr (kInt8) {
     const int warp = threadIdx.x % 128 / 32;
     const int64_t first = static_cast<int64_t>(tile.expert) * p.n + first_n;
     constexpr bool kGated = kStore == Store::kGated;
     const int64_t row = first + (consumer * 4 + warp) * (kGated ? 8 : 16);
     Int8Rows rows(p, row, kGated ? row : row + 8);
-    MultiplyInt8<kRows>(p, s, ring, consumer, rows, sum);
+    last = MultiplyInt8<kRows>(p, s, ring, consumer, rows, sum);
   } else {
-    Multiply<kRows>(p, s, ring, consumer, sum);
+    last = Multiply<kRows>(p, s, ring, consumer, sum);
   }
+  // The last weights that this warpgroup alone has read make room for its sums.
+  uint8_t* const staging =
+      s.stages + (kInt8 ? kStages : last) * kBytesStage<kInt8> + consumer * kBytesStaging;
   WgmmaHold(sum);
   if constexpr (kStore != Store::kGated && !kInt8) {
     if (p.silu) {
@@ -458,16 +533,19 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
     }
   }
   if constexpr (kStore == Store::kGated) {
-    StoreGated<kRows>(p, s, tile, first_n, consumer, sum);
+    StoreGated<kRows>(p, staging, tile, first_n, consumer, sum);
   } else if constexpr (kStore == Store::kBf16) {
-    StoreBf16<kRows>(p, s, tile, first_n, consumer, sum);
+    StoreBf16<kRows>(p, staging, tile, first_n, consumer, sum);
   } else {
     StoreF32<kRows>(p, tile, first_n, consumer, sum);
   }
+  ProxyFence();
+  __syncwarp();
+  Release(s, last);
 }
 
 // ConsumeTile for the tile's number of units, one of those that FitUnits gives.
-template <Store kStore, bool kInt8, int kUnits = kMaxUnits>
+template <Store kStore, bool kInt8, int kUnits = kMostUnits<kInt8>>
 __device__ __forceinline__ void ConsumeUnits(const GroupedGemmParams& p, const Shared& s,
                                              Ring& ring, const Tile& tile, int rank, int consumer) {
   if (tile.units == kUnits) {
@@ -481,10 +559,11 @@ __device__ __forceinline__ void ConsumeUnits(const GroupedGemmParams& p, const S
 template <Store kStore, bool kInt8>
 __device__ __forceinline__ void Consume(const GroupedGemmParams& p, const Shared& s, int rank,
                                         int consumer) {
-  TileWalk walk(p, kStore == Store::kGated ? kTileW / 2 : kTileW);
   Ring ring;
-  Tile tile;
-  while (walk.Next(tile)) {
+  for (;;) {
+    BarrierWait(&s.full[ring.stage], ring.parity);
+    const Tile tile = s.tiles[ring.stage];
+    if (tile.units == 0) return;
     ConsumeUnits<kStore, kInt8>(p, s, ring, tile, rank, consumer);
   }
 }
@@ -495,10 +574,11 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
   extern __shared__ uint8_t memory[];
   const uint32_t skip = (1024 - SharedAddress(memory) % 1024) % 1024;
   uint8_t* const stages = memory + skip;
-  uint8_t* const staging = stages + kStages * kBytesStage<kInt8>;
-  uint64_t* const barriers = reinterpret_cast<uint64_t*>(staging + kConsumers * kBytesStaging);
+  uint64_t* const barriers =
+      reinterpret_cast<uint64_t*>(memory + kSharedBytes<kInt8> - kBytesControl);
   const int warpgroup = threadIdx.x / 128;
-  Shared s{stages, staging + (warpgroup - 1) * kBytesStaging, barriers, barriers + kStages};
+  const Shared s{stages, barriers, barriers + kStages,
+                 reinterpret_cast<Tile*>(barriers + 2 * kStages)};
   const int rank = static_cast<int>(ClusterRank());
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {

@@ -1,5 +1,5 @@
-// Which kernel takes a product depends on its types, shapes and alignment; of M only on whether
-// there are few rows.
+// Which kernel takes a product depends on its types, shapes and alignment; of M only on the range
+// (gemm.h) that it is in.
 //
 //   x bf16, w bf16 or int8   few rows: stream.cuh; many: cuBLASLt, int8 decoded a piece at a time
 //   x float32, w float32     few rows: a warp an output; many: cuBLASLt

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -132,18 +133,25 @@ TEST_F(GemmCudaTest, RowsMayHaveManyInputs) {
       const auto want = ReferenceGemm(x, p.values, kMost, kN, k);
       const Floats all = Product(x, kMost, p.w, DType::kBF16, DType::kF32);
       EXPECT_LE(RelativeError(all, want), 4 * kFloat32) << Name(type) << ", " << k;
-      for (const int64_t m : {1, 20, 65}) {
+      const Floats fewest =
+          Product(RowsOf(x, 0, kFewestRows, k), kFewestRows, p.w, DType::kBF16, DType::kF32);
+      EXPECT_LE(RelativeError(fewest, std::span(want).first(kFewestRows * kN)), 4 * kFloat32)
+          << Name(type) << ", " << k;
+      for (const int64_t m : {1, 9, 20, 65}) {
         EXPECT_TRUE(SameBits(Product(RowsOf(x, 0, m, k), m, p.w, DType::kBF16, DType::kF32),
-                             RowsOf(all, 0, m, kN)))
+                             RowsOf(m <= kFewestRows ? fewest : all, 0, m, kN)))
             << Name(type) << ", " << m << " x " << k;
       }
     }
   }
 }
 
-TEST_F(GemmCudaTest, ARowHasTheSameBitsForEveryNumberOfRowsOnItsSide) {
+TEST_F(GemmCudaTest, ARowHasTheSameBitsForEveryNumberOfRowsInItsRange) {
   constexpr int64_t kMost = 1000;
-  const struct { int64_t n, k; } shapes[] = {{136, 1544}, {200, 1552}, {264, 2048}, {24, 96}};
+  // The last has more tiles of rows than a GPU has multiprocessors.
+  const struct {
+    int64_t n, k;
+  } shapes[] = {{136, 1544}, {200, 1552}, {264, 2048}, {24, 96}, {5000, 2320}};
   for (const auto& shape : shapes) {
     const Floats x = RandomBF16s(4, kMost * shape.k);
     for (const WeightType& type : kWeightTypes) {
@@ -155,8 +163,15 @@ TEST_F(GemmCudaTest, ARowHasTheSameBitsForEveryNumberOfRowsOnItsSide) {
       };
       const Floats few = product(0, kFewRows), many = product(0, kMost);
       for (const int64_t m : {1, 2, 3, 8, 9, 15, 16, 17, 30, 33, 63, 64, 65, 100}) {
+        if (type.dtype == DType::kI8 && m <= kFewestRows) continue;
         const int64_t first = std::min<int64_t>(m, kFewRows - m);
         EXPECT_TRUE(SameBits(product(first, first + m), RowsOf(few, first, first + m, shape.n)))
+            << m << " rows";
+      }
+      const Floats fewest = product(0, kFewestRows);
+      for (const int64_t m : {1, 2, 3, 7, 8, 9, 15}) {
+        const int64_t first = std::min<int64_t>(m, kFewestRows - m);
+        EXPECT_TRUE(SameBits(product(first, first + m), RowsOf(fewest, first, first + m, shape.n)))
             << m << " rows";
       }
       for (const int64_t m : {129, 192, 256, 500, 777}) {

@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "device/tensor_map.cuh"
+#include "kernels/gemm/gemm.h"
 #include "kernels/gemm/stream_kernel.cuh"
 
 namespace mm01::cuda {
@@ -52,7 +53,7 @@ int MostClusters() {
 
 template <int kGroup, int kTokens>
 void Launch(Queue& queue, StreamParams& p) {
-  const int half = kTokens == 8 ? NumStages(kSharedOfTwo, kTokens, p) : 0;
+  const int half = SharesMultiprocessor(kGroup, kTokens) ? NumStages(kSharedOfTwo, kTokens, p) : 0;
   const bool shares = half >= 2 * kFewestStages;
   p.num_stages = shares ? half : NumStages(kSharedOfBlock, kTokens, p);
   p.token_blocks = (p.args.m + kTokens - 1) / kTokens;
@@ -100,6 +101,9 @@ void StreamGemm(Queue& queue, const StreamArgs& args) {
   Check(0 < args.m && args.m <= 128 && args.k % (args.group > 0 ? 16 : 8) == 0 &&
             args.k <= kMostStreamInputs && args.num_products <= kMostStreamProducts,
         "StreamGemm does not take these shapes");
+  Check(args.group == 0 || args.group == 32 || args.group == 64 || args.group == 128,
+        "int8 weights have groups of 32, 64 or 128");
+  if (args.group > 0 && args.m <= kFewestRows) return StreamGemmInt8(queue, args);
   StreamParams p{};
   p.args = args;
   p.num_steps = (args.k + kStep - 1) / kStep;
@@ -117,10 +121,8 @@ void StreamGemm(Queue& queue, const StreamArgs& args) {
       return LaunchGroup<32>(queue, p);
     case 64:
       return LaunchGroup<64>(queue, p);
-    case 128:
-      return LaunchGroup<128>(queue, p);
     default:
-      Fail("int8 weights have groups of 32, 64 or 128");
+      return LaunchGroup<128>(queue, p);
   }
 }
 

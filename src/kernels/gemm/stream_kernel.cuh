@@ -454,11 +454,17 @@ class Block {
   Barriers* barriers_;
 };
 
-// With up to eight tokens two blocks fit a multiprocessor: the next product of the queue fills its
-// stages while this one comes to its end.
+// Of bf16 weights and up to eight tokens two blocks fit a multiprocessor: the next product of the
+// queue fills its stages while this one comes to its end. int8 has to be decoded, which two kernels
+// at once on some multiprocessors and none on others would hold up.
+constexpr bool SharesMultiprocessor(int group, int tokens) {
+  return group == 0 && tokens == 8;
+}
+
 template <int kGroup, int kTokens>
-__global__ void __cluster_dims__(kChains, 1, 1) __launch_bounds__(kThreads, kTokens == 8 ? 2 : 1)
-    Stream(const __grid_constant__ StreamParams p) {
+__global__ void __cluster_dims__(kChains, 1, 1)
+    __launch_bounds__(kThreads, SharesMultiprocessor(kGroup, kTokens) ? 2 : 1)
+        Stream(const __grid_constant__ StreamParams p) {
   extern __shared__ uint8_t memory[];
   AllowNextKernel();
   Block<kGroup, kTokens> block(p, memory);

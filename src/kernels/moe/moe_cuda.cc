@@ -1,5 +1,7 @@
 #include "kernels/moe/moe_cuda.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "kernels/moe/moe_kernels.cuh"
 
@@ -74,7 +76,10 @@ Path PickPath(const MoeArgs& a, const ExpertStack& e) {
     return e.width % multiple == 0 && e.inner % multiple == 0;
   };
   if (!tensor_cores) return Path::kPlain;
-  if (a.x.dim(0) * a.k <= kFewMoeRows && both_in(int8 ? 512 : 256)) return Path::kStream;
+  const bool few_scales = !int8 || std::max(e.width, e.inner) / e.type.group <= kMostStreamScales;
+  if (a.x.dim(0) * a.k <= kFewMoeRows && both_in(int8 ? 512 : 256) && few_scales) {
+    return Path::kStream;
+  }
   return both_in(int8 ? 16 : 8) ? Path::kTiles : Path::kPlain;
 }
 

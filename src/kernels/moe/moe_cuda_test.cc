@@ -222,6 +222,7 @@ TEST_F(MoeCudaTest, ManyRowsFollowTheFormula) {
       {"a few rows each", 130, 32, 2, 128, 128},
       {"one expert, one tile", 129, 1, 1, 64, 128},
       {"257 rows an expert", 257, 2, 2, 192, 64},
+      {"320 rows an expert", 320, 2, 2, 64, 192},
       {"many tiles of both", 700, 3, 2, 320, 448, 0.0, 7},
       {"k and n off the tiles", 333, 4, 2, 144, 208, 0.0, 5},
       {"skewed, groups of an expert cut", 5000, 3, 1, 64, 64, 8.0, 11},

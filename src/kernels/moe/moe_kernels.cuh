@@ -35,7 +35,8 @@ struct Routing {
 
 Routing MakeRouting(Scratch& scratch, int64_t tokens, int64_t k, int64_t num_experts);
 
-// logits = x router^T, sums in float32. `few`: in the order of decode, for bf16 x of D % 8 = 0.
+// logits = x router^T, sums in float32. `few`: in the order of decode, for bf16 x of D % 8 = 0. The
+// order of prefill is that of LogitsSplit for such x, and that of LogitsMany for others.
 void RouterLogits(Queue& queue, const Tensor& x, const Weight& router, const Tensor& logits,
                   bool few);
 
@@ -57,7 +58,7 @@ struct ExpertStack {
 };
 
 // What few rows take: weights pass by once, at the speed of memory. bf16 or int8 weights, D and F
-// multiples of 256, for int8 of 512.
+// multiples of 256, for int8 of 512 and with up to kMostStreamScales groups.
 //
 //   h[r] = SiLU(w1 x[token[r]]) * (w3 x[token[r]])    bf16 [R, F]
 //   y[r] = w2 h[r]                                    float32 [R, D]
@@ -65,6 +66,7 @@ struct ExpertStack {
 // Order   k is cut into steps of 256 inputs, for int8 of 512, and each step into eight equal parts.
 //         A chain takes one part of every step, 16 inputs at a time; of int8 weights a group's
 //         inputs in the part are added from zero, times the scale. Chains are added in order.
+inline constexpr int64_t kMostStreamScales = 1024;
 void StreamUp(Queue& queue, const Tensor& x, const ExpertStack& experts, const Routing& routing,
               bf16* h);
 void StreamDown(Queue& queue, const bf16* h, const ExpertStack& experts, const Routing& routing,

@@ -46,7 +46,7 @@ struct Sizes {
   static constexpr int kBarriers = (2 * kStages + 2) * 8;
 
   // With this many stages and scales of so many bytes a slab.
-  static constexpr int Shared(int stages, int scale_bytes) {
+  static constexpr int Bytes(int stages, int scale_bytes) {
     return 1024 + stages * kStage + 4 * scale_bytes + kSums + kBarriers;
   }
 };
@@ -180,7 +180,6 @@ class Producer {
   __device__ Producer(const StreamParams& p, const Shared& s) : p_(p), s_(s), ring_{p.num_stages} {}
 
   __device__ void Run() {
-    if (kGated) AwaitEarlierKernels();
     ItemWalk<kGated> walk(p_);
     Item item;
     bool more = walk.Next(item);
@@ -348,7 +347,7 @@ __device__ __forceinline__ void Finish(const StreamParams& p, const Item& item, 
 template <bool kGated, bool kInt8>
 __device__ __forceinline__ void Consume(const StreamParams& p, const Shared& s) {
   using S = Sizes<kInt8>;
-  AwaitEarlierKernels();
+  if (!kGated) AwaitEarlierKernels();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   constexpr int kMine = S::kStep / kChains;  // inputs of a stage
   ItemWalk<kGated> walk(p);
@@ -427,12 +426,12 @@ void LaunchStream(Queue& queue, StreamParams p, int64_t num_rows) {
     return true;
   }();
   static_cast<void>(enlarged);
-  p.num_stages = std::min<int>(S::kStages, (kMostShared - S::Shared(0, p.scale_bytes)) / S::kStage);
+  p.num_stages = std::min<int>(S::kStages, (kMostShared - S::Bytes(0, p.scale_bytes)) / S::kStage);
   Check(p.num_stages >= 2, "Moe: too many scales a row for few rows");
   const int64_t items = num_rows * (p.n / kItemWeights<kGated>);
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, Multiprocessors()));
   LaunchOverlapped(queue, Stream<kGated, kInt8>, blocks, kThreads,
-                   S::Shared(p.num_stages, p.scale_bytes), p);
+                   S::Bytes(p.num_stages, p.scale_bytes), p);
 }
 
 CUtensorMap MapOfW(const void* w, bool int8, int64_t rows, int64_t k) {

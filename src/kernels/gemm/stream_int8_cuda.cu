@@ -1,0 +1,288 @@
+// Products of at most kFewestRows rows with int8 weights, which go from memory to the registers of
+// the warp that multiplies them: nothing is shared but the sums of a tile.
+//
+// A block stays on its multiprocessor and takes tiles of 16 rows of w one after another, warp c
+// chain c of their inputs. A warp has always asked for the next three steps, also across the end
+// of a tile and, for the first three, before the kernels ahead in the queue have ended.
+//
+// w is the first operand of mma (16 rows), rows of x the second (8 columns). A lane (g, t) =
+// (lane / 4, lane % 4) loads 16 neighbouring inputs of rows g and g + 8. The instruction wants
+// inputs 2t, 2t + 1, 2t + 8, 2t + 9 of 16; as both operands are permuted alike, any four neighbours
+// of a lane serve.
+#include <algorithm>
+
+#include "device/check_cuda.cuh"
+#include "kernels/cuda/decode_int8.cuh"
+#include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/gemm/stream.cuh"
+
+namespace mm01::cuda {
+namespace {
+
+constexpr int kChains = 16;  // warps of a block
+constexpr int kThreads = 32 * kChains;
+constexpr int kTileRows = 16;
+constexpr int kStep = 128;  // inputs
+
+struct Params {
+  StreamArgs args;
+  int num_steps, num_tiles;
+};
+
+// Weights are read once: they pass by the first-level cache, and come from memory in whole lines.
+__device__ __forceinline__ void LoadOnce(const int8_t* p, uint32_t (&v)[4]) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+               : "l"(p));
+}
+__device__ __forceinline__ void LoadOnce(const int8_t* p, uint32_t (&v)[2]) {
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+               : "=r"(v[0]), "=r"(v[1])
+               : "l"(p));
+}
+
+__device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// How a step of 128 inputs is spread over the four lanes of a row.
+template <int kGroup>
+struct Layout {
+  // No instruction may take inputs of two groups.
+  static constexpr int kWords = kGroup == 32 ? 2 : 4;  // four weights each, loaded at a time
+  static constexpr int kLaneInputs = 4 * kWords;
+  static constexpr int kSpan = 4 * kLaneInputs;  // of the lanes of a row
+  static constexpr int kPieces = kStep / kSpan;
+  static constexpr int kGroups = kStep / kGroup;
+  static constexpr int kAhead = kGroup == 32 ? 2 : 3;  // steps asked for: what registers allow
+};
+
+// What a lane holds of one step of a tile: rows g and g + 8.
+template <int kGroup>
+struct Fragment {
+  uint32_t w[Layout<kGroup>::kPieces][2][Layout<kGroup>::kWords];
+  uint16_t scale[Layout<kGroup>::kGroups][2];
+};
+
+struct Tile {
+  int product, row;
+};
+__device__ __forceinline__ Tile TileAt(const StreamArgs& s, int at) {
+  int i = 0;
+  while (i + 1 < s.num_products && at >= s.product[i + 1].first_tile) ++i;
+  return {i, (at - s.product[i].first_tile) * kTileRows};
+}
+
+// Asks for the steps of a warp's chain, tile after tile.
+template <int kGroup>
+class Loader {
+ public:
+  __device__ Loader(const Params& p)
+      : p_(p), tile_(static_cast<int>(blockIdx.x)), step_(threadIdx.x / 32) {
+    if (step_ >= p.num_steps) tile_ = p.num_tiles;  // an empty chain
+    if (tile_ < p.num_tiles) BeginTile();
+  }
+
+  __device__ __forceinline__ void Next(Fragment<kGroup>& f) {
+    if (tile_ >= p_.num_tiles) return;
+    using L = Layout<kGroup>;
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int j = 0; j < L::kPieces; ++j) {
+      // Inputs past the last meet zeros of x, whatever is read for them.
+      const int first =
+          min(step_ * kStep + j * L::kSpan + t * L::kLaneInputs, p_.args.k - L::kLaneInputs);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) LoadOnce(row_ + h * second_row_ + first, f.w[j][h]);
+    }
+#pragma unroll
+    for (int i = 0; i < L::kGroups; ++i) {
+      const int group = min(step_ * L::kGroups + i, p_.args.num_groups - 1);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) f.scale[i][h] = __ldg(scale_ + h * second_scale_ + group);
+    }
+    step_ += kChains;
+    if (step_ >= p_.num_steps) {
+      step_ = static_cast<int>(threadIdx.x) / 32;
+      tile_ += static_cast<int>(gridDim.x);
+      if (tile_ < p_.num_tiles) BeginTile();
+    }
+  }
+
+ private:
+  // Rows past the last read it again; their sums go nowhere.
+  __device__ __forceinline__ void BeginTile() {
+    const Tile tile = TileAt(p_.args, tile_);
+    const StreamProduct& product = p_.args.product[tile.product];
+    const int first = min(tile.row + static_cast<int>(threadIdx.x) % 32 / 4, product.n - 1);
+    const int between = min(first + 8, product.n - 1) - first;
+    row_ = static_cast<const int8_t*>(product.w) + static_cast<int64_t>(first) * p_.args.k;
+    scale_ = reinterpret_cast<const unsigned short*>(product.scales) +
+             static_cast<int64_t>(first) * p_.args.num_groups;
+    second_row_ = between * p_.args.k;
+    second_scale_ = between * p_.args.num_groups;
+  }
+
+  const Params& p_;
+  int tile_, step_;
+  const int8_t* row_;
+  const unsigned short* scale_;
+  int second_row_, second_scale_;  // from row g to row g + 8
+};
+
+// sum += w x of one step, for 8 kColumns rows of x.
+template <int kGroup, int kColumns>
+__device__ __forceinline__ void MultiplyStep(const StreamArgs& s, const Fragment<kGroup>& f,
+                                             int step, float (&sum)[kColumns][4]) {
+  using L = Layout<kGroup>;
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  float part[kColumns][4] = {};
+#pragma unroll
+  for (int j = 0; j < L::kPieces; ++j) {
+    const int input = step * kStep + j * L::kSpan + t * L::kLaneInputs;
+    uint4 x[kColumns][L::kWords / 2];
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+      const bool inside = 8 * i + g < s.m && input < s.k;
+      const uint4* const from = reinterpret_cast<const uint4*>(s.x + (8 * i + g) * s.ldx + input);
+#pragma unroll
+      for (int v = 0; v < L::kWords / 2; ++v) {
+        x[i][v] = {};
+        if (inside) x[i][v] = from[v];
+      }
+    }
+#pragma unroll
+    for (int word = 0; word < L::kWords; ++word) {
+      const uint32_t q[2] = {f.w[j][0][word], f.w[j][1][word]};
+      const uint32_t w[4] = {DecodeInt8<0>(q[0]), DecodeInt8<0>(q[1]), DecodeInt8<1>(q[0]),
+                             DecodeInt8<1>(q[1])};
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        const uint4& v = x[i][word / 2];
+        Mma(part[i], w, word % 2 ? v.z : v.x, word % 2 ? v.w : v.y);
+      }
+    }
+    if ((j + 1) * L::kSpan % kGroup != 0) continue;
+    const auto& scale = f.scale[j * L::kSpan / kGroup];
+    const float by[2] = {__uint_as_float(static_cast<uint32_t>(scale[0]) << 16),
+                         __uint_as_float(static_cast<uint32_t>(scale[1]) << 16)};
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        sum[i][c] = fmaf(part[i][c], by[c / 2], sum[i][c]);
+        part[i][c] = 0.0f;
+      }
+    }
+  }
+}
+
+// The chains of a tile meet in shared memory, every second tile in the same place: whoever writes
+// it again has passed a barrier that its readers have passed too.
+template <int kColumns>
+struct Sums {
+  static constexpr int kPitch = kTileRows + 4;  // no two lanes of a store in one bank
+  float chain[2][kChains][8 * kColumns][kPitch];
+};
+
+template <int kColumns>
+__device__ __forceinline__ void FinishTile(const Params& p, int at, int turn,
+                                           const float (&sum)[kColumns][4], Sums<kColumns>& sums) {
+  const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  auto& chain = sums.chain[turn];
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) chain[warp][8 * i + 2 * t + c % 2][g + c / 2 * 8] = sum[i][c];
+  }
+  NamedBarrierSync<1, kThreads>();
+  const int row = threadIdx.x % kTileRows, token = threadIdx.x / kTileRows;
+  const Tile tile = TileAt(p.args, at);
+  const StreamProduct& product = p.args.product[tile.product];
+  if (token < p.args.m && tile.row + row < product.n) {
+    float total = chain[0][token][row];
+#pragma unroll
+    for (int c = 1; c < kChains; ++c) total += chain[c][token][row];
+    if (product.silu) total *= Sigmoid(total);
+    const int64_t out = token * product.ldo + tile.row + row;
+    if (product.bf16_out) {
+      Store(static_cast<bf16*>(product.out) + out, total);
+    } else {
+      static_cast<float*>(product.out)[out] = total;
+    }
+  }
+  __syncwarp();
+}
+
+template <int kGroup, int kColumns>
+__global__ void __launch_bounds__(kThreads, 1) StreamInt8(const __grid_constant__ Params p) {
+  static_assert(8 * kColumns * kTileRows <= kThreads);
+  __shared__ Sums<kColumns> sums;
+  AllowNextKernel();
+  constexpr int kAhead = Layout<kGroup>::kAhead;
+  Fragment<kGroup> ahead[kAhead];
+  Loader<kGroup> loader(p);
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) loader.Next(ahead[i]);
+  AwaitEarlierKernels();
+
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  int tile = static_cast<int>(blockIdx.x), step = warp, turn = 0;
+  float sum[kColumns][4] = {};
+  // Returns whether there is more to do.
+  const auto multiply = [&](Fragment<kGroup>& f) {
+    if (step < p.num_steps) {
+      MultiplyStep<kGroup, kColumns>(p.args, f, step, sum);
+      loader.Next(f);
+    }
+    step += kChains;
+    if (step < p.num_steps) return true;
+    FinishTile<kColumns>(p, tile, turn, sum, sums);
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sum[i][c] = 0.0f;
+    }
+    step = warp, turn ^= 1;
+    tile += static_cast<int>(gridDim.x);
+    return tile < p.num_tiles;
+  };
+  while (multiply(ahead[0]) && multiply(ahead[1]) && (kAhead == 2 || multiply(ahead[kAhead - 1]))) {
+  }
+}
+
+template <int kGroup, int kColumns>
+void Launch(Queue& queue, const Params& p) {
+  const int blocks = std::min(p.num_tiles, Multiprocessors());
+  LaunchOverlapped(queue, StreamInt8<kGroup, kColumns>, dim3(static_cast<unsigned>(blocks)),
+                   kThreads, 0, p);
+}
+
+}  // namespace
+
+void StreamGemmInt8(Queue& queue, const StreamArgs& args) {
+  Params p{.args = args, .num_steps = (args.k + kStep - 1) / kStep, .num_tiles = 0};
+  for (int i = 0; i < args.num_products; ++i) {
+    StreamProduct& product = p.args.product[i];
+    product.first_tile = p.num_tiles;
+    p.num_tiles += (product.n + kTileRows - 1) / kTileRows;
+  }
+  // Either width gives the same bits. Groups that are rarely used have one.
+  switch (args.group) {
+    case 32:
+      return Launch<32, 2>(queue, p);
+    case 64:
+      return Launch<64, 2>(queue, p);
+    default:
+      return args.m <= 8 ? Launch<128, 1>(queue, p) : Launch<128, 2>(queue, p);
+  }
+}
+
+}  // namespace mm01::cuda
