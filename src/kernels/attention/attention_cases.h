@@ -35,9 +35,9 @@ inline constexpr AttentionCase kAttentionCases[] = {
     {"more heads in a group than an item has rows", 67, 56, 1},
 };
 
-// Where the order of the sums changes: pages of 64, tiles of 256, partial results of 4,096.
-inline constexpr int64_t kAttentionContexts[] = {1,   63,   64,   65,   255, 256,
-                                                 257, 4095, 4096, 4097, 9000};
+// Where the order of the sums changes: pages of 64, tiles of 256, partial results of 1,024.
+inline constexpr int64_t kAttentionContexts[] = {1,   63,   64,   65,   255,  256,
+                                                 257, 1023, 1024, 1025, 4097, 9000};
 
 // What the projections make of a document: a row is q [H, K], k [G, K] and v [G, K] side by side.
 struct AttentionDocument {

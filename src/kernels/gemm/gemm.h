@@ -11,7 +11,7 @@
 // On a GPU  There are two orders: one for at most kFewRows rows (decode), one for more (prefill);
 //           bf16 x and int8 w have a third, for at most kFewestRows. A row's bits are the same for
 //           every M in the same range, and alone or through GemmMany.
-//           With many rows of bf16 an int8 weight is rounded to bf16 on the way, and f is applied
+//           With many rows of bf16 an int8 weight is rounded to bf16 on the way, and its f applied
 //           to what has been rounded to the type of out. No kernel of the queue may write w without
 //           a Wait after it: w is fetched while kernels ahead in the queue still run.
 // Cost      2 M N K flops. One row reads every byte of w once and is as fast as memory.

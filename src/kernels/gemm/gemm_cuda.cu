@@ -13,6 +13,7 @@
 #include "kernels/activation/activation_cuda.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/decode_int8.cuh"
+#include "kernels/cuda/dense_gemm.h"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/gemm/gemm_cuda.h"
@@ -296,6 +297,12 @@ bool MultiplyMany(Queue& queue, const GemmArgs& a) {
   return MultiplyRows(queue, a, a.w->data(), 0, a.w->n());
 }
 
+// What kernels/cuda/dense_gemm.h takes.
+bool IsDenseBf16(const GemmArgs& a) {
+  return a.x.dtype == DType::kBF16 && a.w->type().dtype == DType::kBF16 && a.w->n() % 8 == 0 &&
+         a.w->k() % 8 == 0 && HasAlignedRows(a.x) && HasAlignedRows(a.out);
+}
+
 }  // namespace
 
 void GemmMany(Queue& queue, std::span<const GemmArgs> problems) {
@@ -310,6 +317,10 @@ void GemmMany(Queue& queue, std::span<const GemmArgs> problems) {
         ++end;
       }
       Stream(queue, problems.subspan(i, end - i));
+    } else if (a.x.dim(0) > kFewRows && a.activation == Activation::kSilu && IsDenseBf16(a)) {
+      // Our own product applies f to its sums; cuBLASLt has no such end.
+      const Tensor w(DType::kBF16, const_cast<void*>(a.w->data()), {a.w->n(), a.w->k()});
+      DenseGemm(queue, {.x = a.x, .w = w, .out = a.out, .activation = a.activation});
     } else if (a.x.dim(0) > kFewRows && MultiplyMany(queue, a)) {
       if (a.activation == Activation::kSilu) cuda::Silu(queue, a.out);
     } else {
