@@ -135,10 +135,10 @@ CUtensorMap MakeTensorMap(const void* base, const TensorMapShape& shape) {
   std::copy(shape.strides.begin(), shape.strides.end(), strides);
   std::copy(shape.box.begin(), shape.box.end(), box);
   CUtensorMap map;
-  const CUresult result = encode(
-      &map, shape.type, static_cast<cuuint32_t>(rank), const_cast<void*>(base), dims, strides, box,
-      element, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(&map, shape.type, static_cast<cuuint32_t>(rank), const_cast<void*>(base), dims,
+             strides, box, element, CU_TENSOR_MAP_INTERLEAVE_NONE, shape.swizzle,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   Check(result == CUDA_SUCCESS, "the hardware takes no tensor map of this shape");
   return map;
 }

@@ -87,7 +87,8 @@ void* Scratch::GetBytes(int64_t bytes) {
   const int64_t need = (bytes + kAlign - 1) / kAlign * kAlign;
   auto& chunks = queue_.chunks_;
   if (chunks.empty() || chunks.back().used + need > chunks.back().memory.bytes()) {
-    chunks.push_back({.memory = Buffer(std::max({need, kMinChunk, queue_.scratch_bytes()}), queue_.device_)});
+    chunks.push_back(
+        {.memory = Buffer(std::max({need, kMinChunk, queue_.scratch_bytes()}), queue_.device_)});
   }
   auto& top = chunks.back();
   void* p = top.memory.data() + top.used;

@@ -24,7 +24,8 @@ struct AddNormArgs {
   float beta = 1.0f;
   Tensor weight;  // [D]
   float eps = 1e-5f;
-  Tensor sum;  // [T, D]  alpha x + beta branch; may be x or branch itself, or empty: nobody reads it
+  Tensor
+      sum;  // [T, D]  alpha x + beta branch; may be x or branch itself, or empty: nobody reads it
   Tensor out;  // [T, D]  norm(sum); may be x itself, not sum
 };
 
