@@ -31,6 +31,8 @@ compare() {  # compare FOLDER TOLERANCE: a model in float32 against its referenc
 }
 compare tests/goldens/text-tiny 1e-4
 compare tests/goldens/text-128 1e-4
+step "the whole book" "$build/mm01" generate models/nano --device cuda \
+  --prompt-file data/the-iron-heel.txt --max-tokens 64 --seed 1
 step "bench" "$build/mm01" bench gpu --model models/nano --json "$receipt" \
   --commit "${MM01_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}" \
   --sources "$(tools/cuda_sources.sh)"

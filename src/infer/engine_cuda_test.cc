@@ -1,7 +1,9 @@
 // The whole model on a GPU against the same on the CPU.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -115,6 +117,23 @@ TEST_F(EngineCudaTest, SavedOnTheGpuGoesOnThereAndOnTheCpu) {
     const std::vector<float> on_cpu(there->logits().begin(), there->logits().end());
     EXPECT_LE(RelativeError(on_cpu, want), type == DType::kF32 ? 1e-5 : 2e-2);
   }
+}
+
+// Pages, slots and the scratch of a step are taken before the first of many tokens.
+TEST_F(EngineCudaTest, AMillionTokensGrowNothing) {
+  constexpr int64_t kFirst = 65'536, kAll = 1'048'576;
+  const auto engine = Engine::Load(
+      MM01_SOURCE_DIR "/models/nano",
+      {.device = Device::kCuda, .num_threads = 2, .context_tokens = kAll, .prefill_rows = 16'384});
+  ASSERT_TRUE(engine.ok()) << engine.status().message();
+  const std::vector<int32_t> ids = TinyTokens(kAll);
+  Session session = Session::Open(**engine).value();
+  ASSERT_TRUE(session.Read(std::span(ids).first(kFirst)).ok());
+  const int64_t first = FindCuda()->free_bytes;
+  ASSERT_TRUE(session.Read(std::span(ids).subspan(kFirst)).ok());
+  EXPECT_EQ(session.length(), kAll);
+  EXPECT_LT(first - FindCuda()->free_bytes, int64_t{64} << 20);
+  for (const float logit : session.logits()) EXPECT_FALSE(std::isnan(logit));
 }
 
 }  // namespace
