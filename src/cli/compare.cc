@@ -10,6 +10,7 @@
 #include "base/format.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
+#include "eval/compare_gradients.h"
 #include "io/safetensors.h"
 
 namespace mm01::cli {
@@ -19,6 +20,7 @@ struct CompareFlags {
   ModelFlags model;
   std::string reference;
   double tolerance = 1e-5;
+  bool gradients = false;
   bool json = false;
 };
 
@@ -34,18 +36,20 @@ Result<int64_t> ContextOf(const std::string& reference) {
   return input + more;
 }
 
-std::string Row(const eval::Comparison& c) {
+std::string Row(const eval::Comparison& c, size_t width) {
   const std::string error =
       c.exact ? fmt::format("{} unequal", c.num_unequal) : fmt::format("{:.2e}", c.relative_error);
   const std::string largest = c.exact ? "" : fmt::format("{:.2e}", c.largest_difference);
-  return fmt::format("{:<18}{:>14}{:>16}{:>20}  {}\n", c.name, FormatCount(c.num_values), error,
-                     largest, c.ok ? "ok" : "DEVIATES");
+  return fmt::format("{:<{}}{:>14}{:>16}{:>20}  {}\n", c.name, width, FormatCount(c.num_values),
+                     error, largest, c.ok ? "ok" : "DEVIATES");
 }
 
 std::string Table(const eval::CompareReport& report, double tolerance) {
-  std::string text = fmt::format("{:<18}{:>14}{:>16}{:>20}\n", "tensor", "values", "relative error",
-                                 "largest difference");
-  for (const eval::Comparison& c : report.tensors) text += Row(c);
+  size_t width = 18;
+  for (const eval::Comparison& c : report.tensors) width = std::max(width, c.name.size());
+  std::string text = fmt::format("{:<{}}{:>14}{:>16}{:>20}\n", "tensor", width, "values",
+                                 "relative error", "largest difference");
+  for (const eval::Comparison& c : report.tensors) text += Row(c, width);
   if (!report.not_compared.empty()) {
     const auto shown = std::min<size_t>(report.not_compared.size(), 8);
     const std::vector<std::string> names(report.not_compared.begin(),
@@ -81,7 +85,14 @@ Json ToJson(const eval::CompareReport& report, double tolerance) {
   return json;
 }
 
-Result<int> RunCompare(const CompareFlags& flags) {
+Result<eval::CompareReport> ComparePass(const CompareFlags& flags) {
+  MM01_ASSIGN_OR_RETURN(const Device device, ChosenDevice(flags.model.device));
+  const int64_t threads = flags.model.threads.value_or(infer::AvailableCores());
+  Queue queue(static_cast<int>(threads), device);
+  return eval::CompareGradients(queue, flags.model.model, flags.reference, flags.tolerance);
+}
+
+Result<eval::CompareReport> CompareOutputs(const CompareFlags& flags) {
   const Notes notes(flags.model.quiet);
   MM01_ASSIGN_OR_RETURN(const int64_t context, ContextOf(flags.reference));
   MM01_ASSIGN_OR_RETURN(const LoadedModel model, LoadModel(flags.model,
@@ -89,8 +100,12 @@ Result<int> RunCompare(const CompareFlags& flags) {
                                                             .kv = DType::kF32,
                                                             .context_tokens = context},
                                                            notes));
+  return eval::Compare(*model.engine, flags.reference, flags.tolerance);
+}
+
+Result<int> RunCompare(const CompareFlags& flags) {
   MM01_ASSIGN_OR_RETURN(const eval::CompareReport report,
-                        eval::Compare(*model.engine, flags.reference, flags.tolerance));
+                        flags.gradients ? ComparePass(flags) : CompareOutputs(flags));
   Print(flags.json ? ToJson(report, flags.tolerance).dump(2) + "\n"
                    : Table(report, flags.tolerance));
   return report.ok() ? kExitOk : kExitFailed;
@@ -108,13 +123,15 @@ void AddCompare(CommandLine& line) {
        "relative error is the 2-norm of the difference over the 2-norm of the reference; ids and "
        "tokens must be equal. Exit code 1 where something is beyond the tolerance; the first "
        "layer that deviates is named. Weights and KV cache are float32 unless --weights or --kv "
-       "is given.",
+       "is given. With --gradients it runs a training pass in float32 and compares loss, aux_loss "
+       "and every grad.NAME.",
        {"mm01 compare models/nano reference.safetensors",
         "mm01 compare models/nano reference.safetensors --weights int8 --tolerance 0.05"}});
   AddModelArgument(command, &flags->model);
   command.Required("REFERENCE", &flags->reference, "safetensors file with input_ids and results");
   command.Real("--tolerance", "X", &flags->tolerance, {0.0, 1e9},
                "largest relative error that passes");
+  command.Switch("--gradients", &flags->gradients, "compare a training pass and its gradients");
   command.Switch("--json", &flags->json, "one JSON object in place of the table");
   AddModelFlags(command, &flags->model, "what the reference needs");
   command.Action([flags] {

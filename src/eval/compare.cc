@@ -53,52 +53,6 @@ class Collector : public TapSink {
   int64_t num_layers_;
 };
 
-struct Reference {
-  SafetensorsFile file;
-  std::vector<int64_t> ids;
-  int64_t num_sequences = 1;
-  int64_t length = 0;
-
-  std::vector<int32_t> Sequence(int64_t n) const {
-    return {ids.begin() + n * length, ids.begin() + (n + 1) * length};
-  }
-};
-
-// Whole numbers of any of the types that files keep ids in.
-Result<std::vector<int64_t>> ReadIntegers(const SafetensorsFile& file, const TensorInfo& info) {
-  if (info.dtype == DType::kI64) return file.ReadAll<int64_t>(info);
-  if (info.dtype == DType::kI32) {
-    MM01_ASSIGN_OR_RETURN(const auto narrow, file.ReadAll<int32_t>(info));
-    return std::vector<int64_t>(narrow.begin(), narrow.end());
-  }
-  return Status::Unsupported(fmt::format("{}: {} is {}, wanted int64 or int32", file.path(),
-                                         info.name, ToString(info.dtype)));
-}
-
-Result<Reference> OpenReference(const std::string& path, const TextConfig& config) {
-  MM01_ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::Open(path));
-  Reference r{.file = std::move(file)};
-  const TensorInfo* ids = r.file.Find("input_ids");
-  if (!ids || ids->shape.empty() || ids->shape.size() > 2 || ids->num_elements() == 0) {
-    return Status::Invalid(path + ": a reference needs input_ids of shape [N, T] or [T]");
-  }
-  MM01_ASSIGN_OR_RETURN(r.ids, ReadIntegers(r.file, *ids));
-  r.length = ids->shape.back();
-  r.num_sequences = ids->num_elements() / r.length;
-  for (int64_t id : r.ids) {
-    if (id >= 0 && id < config.vocab_size) continue;
-    return Status::Invalid(fmt::format("{}: input_ids holds {}, the model's vocabulary is 0 to {}",
-                                       path, id, config.vocab_size - 1));
-  }
-  if (const TensorInfo* mask = r.file.Find("attention_mask")) {
-    MM01_ASSIGN_OR_RETURN(const auto values, ReadIntegers(r.file, *mask));
-    if (std::ranges::any_of(values, [](int64_t m) { return m != 1; })) {
-      return Status::Unsupported(path + ": attention_mask masks tokens, wanted all ones");
-    }
-  }
-  return r;
-}
-
 Status RunModel(infer::Engine& engine, const Reference& r, Ours& ours) {
   const int64_t width = engine.config().hidden_size, vocabulary = engine.config().vocab_size;
   Collector taps(ours, engine.config().num_layers());
@@ -117,21 +71,6 @@ Status RunModel(infer::Engine& engine, const Reference& r, Ours& ours) {
     engine.state().Close(slot);
   }
   return Status::Ok();
-}
-
-Comparison Differ(const std::string& name, std::span<const float> ours,
-                  std::span<const float> theirs, double tolerance) {
-  Comparison c{.name = name, .num_values = static_cast<int64_t>(theirs.size())};
-  double difference = 0.0, norm = 0.0;
-  for (size_t i = 0; i < theirs.size(); ++i) {
-    const double d = static_cast<double>(ours[i]) - static_cast<double>(theirs[i]);
-    difference += d * d;
-    norm += static_cast<double>(theirs[i]) * static_cast<double>(theirs[i]);
-    c.largest_difference = std::max(c.largest_difference, std::abs(d));
-  }
-  c.relative_error = norm > 0.0 ? std::sqrt(difference / norm) : std::sqrt(difference);
-  c.ok = c.relative_error <= tolerance;  // false for NaN
-  return c;
 }
 
 Comparison Equal(const std::string& name, std::span<const int32_t> ours,
@@ -322,9 +261,7 @@ Result<CompareReport> Compare(infer::Engine& engine, const std::string& referenc
     MM01_ASSIGN_OR_RETURN(const bool known, comparer.Add(info, report));
     if (!known) report.not_compared.push_back(info.name);
   }
-  for (const Comparison& c : report.tensors) {
-    if (!c.ok && report.first_deviating.empty()) report.first_deviating = c.name;
-  }
+  report.Judge();
   return report;
 }
 

@@ -13,35 +13,17 @@
 //   logsumexp [T], nll [T - 1]  of all logits; of the next token
 //   generated                   greedy tokens after input_ids: [N, n], or input_ids and they: [N, T
 //   + n] greedy_from_200             greedy tokens after the first 200 of input_ids
-// Other tensors (loss, grad.*, attention_mask, ...) are listed as not compared.
+// Other tensors (loss, grad.*, attention_mask, ...) are listed as not compared; for the first two
+// see eval/compare_gradients.h.
 #pragma once
 
 #include <string>
-#include <vector>
 
 #include "base/status.h"
+#include "eval/reference.h"
 #include "infer/engine.h"
 
 namespace mm01::eval {
-
-struct Comparison {
-  std::string name;
-  bool exact = false;           // ids and tokens: must be equal
-  double relative_error = 0.0;  // 2-norm of the difference over 2-norm of the reference, in double
-  double largest_difference = 0.0;
-  int64_t num_values = 0;
-  int64_t num_unequal = 0;  // of exact ones
-  bool ok = false;          // equal, or within the tolerance
-};
-
-struct CompareReport {
-  std::vector<Comparison> tensors;  // in the order of the forward pass
-  std::vector<std::string> not_compared;
-  std::string first_deviating;  // the first tensor in that order that is not ok, or empty
-  double mean_nll = 0.0;        // where the reference has nll
-
-  bool ok() const { return first_deviating.empty(); }
-};
 
 // Errors: a reference that cannot be read, whose shapes do not fit the model, or whose
 // attention_mask masks anything.
