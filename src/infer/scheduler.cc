@@ -79,6 +79,16 @@ void Scheduler::CancelAll() {
   running_.clear();
 }
 
+void Scheduler::FailAll(const Status& status) {
+  while (const std::unique_ptr<Sequence> s = queue_.Take([](Sequence&) { return true; })) {
+    Fail(*s, status);
+  }
+  for (const auto& s : running_) {
+    if (!s->ended) Fail(*s, status);
+  }
+  running_.clear();
+}
+
 bool Scheduler::Step() {
   Admit();
   const std::vector<Part> writers = Writers();
@@ -91,7 +101,8 @@ bool Scheduler::Step() {
   }
   Run(readers);
   for (const Part& part : readers) {
-    if (!part.sequence->ended && part.sequence->reading()) Report(*part.sequence);
+    Sequence& s = *part.sequence;
+    if (!s.ended && s.reading()) Report(s, s, s.read);
   }
   std::erase_if(running_, [](const auto& s) { return s->ended; });
   ++stats_.steps;
@@ -131,24 +142,29 @@ bool Scheduler::Ready(Sequence& s, bool* blocked) {
   return !WaitsForReader(s, found ? found->position : 0);
 }
 
-// Whether more of the prompt than `found` is on its way from the disk, or can be.
+// Whether more of the prompt than `found` is on its way from the disk, or can be. What memory has
+// no room for cannot.
 bool Scheduler::WaitsForFile(Sequence& s, const Snapshot* found) {
   if (!files_ || s.num_fetches > kMostFetches) return false;
-  const int64_t position = files_->Find(s.keys, s.prompt_tokens() - least_rows_);
-  if (position <= (found ? found->position : 0)) return false;
-  const PrefixKey& key = s.keys[static_cast<size_t>(position / kBlock - 1)];
-  if (fetching_.contains(key)) return true;
-  std::shared_ptr<Snapshot> room = snapshots_.Allocate(key, found, position);
-  if (!room) return false;
-  ++s.num_fetches;
-  fetching_.insert(key);
-  files_->Read(std::move(room));
-  return true;
+  const int64_t cached = found ? found->position : 0;
+  for (int64_t limit = s.prompt_tokens() - least_rows_;;) {
+    const int64_t position = files_->Find(s.keys, limit);
+    if (position <= cached) return false;
+    const PrefixKey& key = s.keys[static_cast<size_t>(position / kBlock - 1)];
+    if (fetching_.contains(key)) return true;
+    if (std::shared_ptr<Snapshot> room = snapshots_.Allocate(key, found, position)) {
+      ++s.num_fetches;
+      fetching_.insert(key);
+      files_->Read(std::move(room));
+      return true;
+    }
+    limit = position - kBlock;
+  }
 }
 
 // Whether somebody is reading more of this prompt than is cached. A snapshot is then taken where
 // the two part.
-bool Scheduler::WaitsForReader(const Sequence& s, int64_t cached) {
+bool Scheduler::WaitsForReader(Sequence& s, int64_t cached) {
   const int64_t usable = BorderAt(s.prompt_tokens() - least_rows_);
   for (const auto& reader : running_) {
     if (!reader->reading() || reader->request.salt != s.request.salt) continue;
@@ -156,6 +172,7 @@ bool Scheduler::WaitsForReader(const Sequence& s, int64_t cached) {
     const int64_t common = std::min({CommonBlocks(reader->keys, s.keys) * kBlock, usable, last});
     if (common - std::max(cached, reader->read) < kWorthWaiting) continue;
     reader->borders.insert(common);
+    if (reader->read > reader->cached) Report(s, *reader, reader->read);
     return true;
   }
   return false;
@@ -381,21 +398,26 @@ void Scheduler::Accept(Sequence& s, TokenInfo info) {
   if (ends) End(s, finish);
 }
 
-void Scheduler::Report(Sequence& s) {
+// That `done` tokens of the prompt have been read, by `reader`, whose speed says how long the rest
+// takes: its arithmetic, so that the growing share of the softmax layers is in it.
+void Scheduler::Report(Sequence& s, const Sequence& reader, int64_t done) {
   const Clock::time_point now = Clock::now();
   const double since = SecondsBetween(s.reported, now);
   if (since < kReportSeconds) return;
-  const TextConfig& config = engine_.config();
-  const double done = PrefillFlops(config, s.cached, s.read - s.cached);
-  const double left = PrefillFlops(config, s.read, s.prompt_tokens() - s.read);
-  s.listener->On(
-      Reading{.done = s.read,
-              .total = s.prompt_tokens(),
-              .cached = s.cached,
-              .tokens_per_second = static_cast<double>(s.read - s.reported_tokens) / since,
-              .seconds_left = done > 0 ? SecondsBetween(s.admitted, now) * left / done : 0});
+  if (&s == &reader) {
+    s.tokens_per_second = static_cast<double>(done - s.reported_tokens) / since;
+    s.reported_tokens = done;
+  }
   s.reported = now;
-  s.reported_tokens = s.read;
+  const TextConfig& config = engine_.config();
+  const double seconds_per_flop = SecondsBetween(reader.admitted, now) /
+                                  PrefillFlops(config, reader.cached, reader.read - reader.cached);
+  const double left = PrefillFlops(config, done, s.prompt_tokens() - done);
+  s.listener->On(Reading{.done = done,
+                         .total = s.prompt_tokens(),
+                         .cached = s.cached,
+                         .tokens_per_second = reader.tokens_per_second,
+                         .seconds_left = left * seconds_per_flop});
 }
 
 // How requests end

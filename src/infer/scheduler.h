@@ -39,7 +39,9 @@ class Scheduler {
   void Add(std::unique_ptr<Sequence> sequence);
   void Cancel(Service::Id id);
   void CancelAll();
-  // False where there was nothing that could be done.
+  void FailAll(const Status& status);
+  // False where there was nothing that could be done. What goes wrong in computing fails the
+  // requests it was for; what is thrown from here is about none of them.
   bool Step();
 
   bool idle() const { return queue_.size() == 0 && running_.empty(); }
@@ -55,7 +57,7 @@ class Scheduler {
   void Admit();
   bool Ready(Sequence& s, bool* blocked);
   bool WaitsForFile(Sequence& s, const Snapshot* found);
-  bool WaitsForReader(const Sequence& s, int64_t cached);
+  bool WaitsForReader(Sequence& s, int64_t cached);
   void Start(std::unique_ptr<Sequence> s);
   void Open(Sequence& s);
   void PlanBorders(Sequence& s);
@@ -68,7 +70,7 @@ class Scheduler {
   void DescribePrompt(Sequence& s, int64_t begin, const Tensor& hidden);
   void Draw(const std::vector<Sequence*>& ready, const Tensor& hidden);
   void Accept(Sequence& s, TokenInfo info);
-  void Report(Sequence& s);
+  void Report(Sequence& s, const Sequence& reader, int64_t done);
 
   void TakeSnapshot(Sequence& s);
   void End(Sequence& s, Finish finish);

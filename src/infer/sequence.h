@@ -59,8 +59,9 @@ struct Sequence {
   std::vector<TokenInfo> prompt_logprobs;
 
   Clock::time_point submitted = Clock::now(), admitted, prompt_read;
-  Clock::time_point reported;  // the last Reading
+  Clock::time_point reported = submitted;  // the last Reading
   int64_t reported_tokens = 0;
+  double tokens_per_second = 0;  // of reading, lately
 };
 
 }  // namespace mm01::infer

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 
@@ -174,12 +175,21 @@ class ThreadedService final : public Service {
   void Work() {
     for (bool stop = false; !stop;) {
       stop = TakeOrders();
-      const bool worked = !stop && scheduler_->Step();
+      const bool worked = !stop && Step();
       const std::lock_guard lock(mutex_);
       stats_ = scheduler_->stats();
       idle_ = scheduler_->idle();
       waits_ = !worked;
       if (idle_) finished_.notify_all();
+    }
+  }
+
+  bool Step() {
+    try {
+      return scheduler_->Step();
+    } catch (const std::exception& error) {  // no memory, say, for what belongs to no request
+      scheduler_->FailAll(Status(Code::kIo, error.what()));
+      return true;
     }
   }
 

@@ -69,7 +69,7 @@ struct Usage {
 
 // What a listener hears, in this order: Reading any number of times, PromptRead once, Wrote any
 // number of times, and then Done or Failed, once.
-struct Reading {                            // at most a few times a second
+struct Reading {                            // a few times a second, and where reading begins
   int64_t done = 0, total = 0, cached = 0;  // tokens of the prompt
   double tokens_per_second = 0, seconds_left = 0;
 };
