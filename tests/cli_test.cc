@@ -105,9 +105,9 @@ class CliTest : public testing::Test {
   fs::path folder_;
 };
 
-const std::vector<std::string> kCommands = {"generate", "chat",    "perplexity",
-                                            "inspect",  "compare", "quantize",
-                                            "state",    "bench",   "completion"};
+const std::vector<std::string> kCommands = {"generate",   "chat",     "perplexity", "inspect",
+                                            "compare",    "quantize", "state",      "bench",
+                                            "completion", "serve"};
 
 // tests/goldens/help/NAME.txt: the command in its first line, then what it prints.
 TEST_F(CliTest, HelpIsAsItWas) {
@@ -121,6 +121,20 @@ TEST_F(CliTest, HelpIsAsItWas) {
               ReadText(kRoot / "tests/goldens/help" / (name + ".txt")));
     EXPECT_EQ(got.err, "");
   }
+}
+
+TEST_F(CliTest, ServeSaysWhichChangeWouldFit) {
+  const Outcome context = Run("serve model --context 4000000000");
+  EXPECT_EQ(context.exit_code, 2);
+  EXPECT_NE(context.err.find("longest context for 4 sequences: "), std::string::npos)
+      << context.err;
+  EXPECT_NE(context.err.find("; --context "), std::string::npos) << context.err;
+  const Outcome snapshots = Run("serve model --context 64 --snapshot-memory 1000000000");
+  EXPECT_EQ(snapshots.exit_code, 2);
+  EXPECT_NE(snapshots.err.find("; --snapshot-memory "), std::string::npos) << snapshots.err;
+  const Outcome open = Run("serve model --host 0.0.0.0");
+  EXPECT_EQ(open.exit_code, 2);
+  EXPECT_NE(open.err.find("without a key"), std::string::npos) << open.err;
 }
 
 struct BadCase {

@@ -11,6 +11,7 @@ void AddPerplexity(CommandLine& line);
 void AddInspect(CommandLine& line);
 void AddCompare(CommandLine& line);
 void AddQuantize(CommandLine& line);
+void AddServe(CommandLine& line);
 void AddState(CommandLine& line);
 void AddBench(CommandLine& line);
 void AddCompletion(CommandLine& line);

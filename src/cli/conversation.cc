@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cli/prompt.h"
+#include "io/encode_pieces.h"
 #include "io/file.h"
 
 namespace mm01::cli {
@@ -86,7 +87,8 @@ Status Conversation::Prepare() {
   const bool goes_on = session_ && text.starts_with(read_text_) &&
                        (text.size() > read_text_.size() || !unread_.empty());
   if (goes_on) pieces = Behind(std::move(pieces), read_text_.size());
-  MM01_ASSIGN_OR_RETURN(const auto tokens, EncodePieces(*engine_.tokenizer(), pieces));
+  MM01_ASSIGN_OR_RETURN(const auto encoded, EncodePieces(*engine_.tokenizer(), pieces));
+  const std::vector<int32_t>& tokens = encoded.ids;
   if (!goes_on) {
     session_.reset();  // before another one opens: the engine has room for one
     MM01_ASSIGN_OR_RETURN(infer::Session session, infer::Session::Open(engine_));

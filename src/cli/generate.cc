@@ -12,6 +12,7 @@
 #include "cli/reading.h"
 #include "cli/sampling_flags.h"
 #include "infer/saved_state.h"
+#include "io/encode_pieces.h"
 
 namespace mm01::cli {
 namespace {
@@ -106,7 +107,8 @@ class GenerateRun {
     if (flags_.system) messages.push_back(Message("system", *flags_.system));
     messages.push_back(Message("user", text));
     MM01_ASSIGN_OR_RETURN(const auto pieces, RenderForAnswer(chat_template, messages));
-    MM01_ASSIGN_OR_RETURN(prompt_, EncodePieces(tokenizer, pieces));
+    MM01_ASSIGN_OR_RETURN(EncodedPieces encoded, EncodePieces(tokenizer, pieces));
+    prompt_ = std::move(encoded.ids);
     return Status::Ok();
   }
 

@@ -21,6 +21,7 @@ int Run(const std::vector<std::string>& words) {
   AddInspect(line);
   AddCompare(line);
   AddQuantize(line);
+  AddServe(line);
   AddState(line);
   AddBench(line);
   AddCompletion(line);

@@ -101,6 +101,12 @@ Result<std::optional<WeightType>> ChosenWeights(const std::string& weights,
   return std::optional(stored.dtype == DType::kI8 ? stored : WeightType{DType::kI8, kDefaultGroup});
 }
 
+Result<WeightType> WeightsInMemory(const std::string& weights, const std::string& model_dir) {
+  MM01_ASSIGN_OR_RETURN(const auto chosen, ChosenWeights(weights, model_dir));
+  if (chosen) return *chosen;
+  return StoredType(model_dir);
+}
+
 Result<LoadedModel> LoadModel(const ModelFlags& flags, infer::EngineOptions options,
                               const Notes& notes) {
   MM01_ASSIGN_OR_RETURN(const auto weights, ChosenWeights(flags.weights, flags.model));
@@ -112,10 +118,12 @@ Result<LoadedModel> LoadModel(const ModelFlags& flags, infer::EngineOptions opti
 
   Progress progress(notes, "loading", Progress::Unit::kBytes);
   options.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };
-  options.on_plan = [&, context = options.context_tokens,
-                     device = options.device](const MemoryPlan& plan) {
-    notes.WriteFaint(PlanText(plan, device, context));
-  };
+  if (!options.on_plan) {
+    options.on_plan = [&, context = options.context_tokens,
+                       device = options.device](const MemoryPlan& plan) {
+      notes.WriteFaint(PlanText(plan, device, context));
+    };
+  }
   MM01_ASSIGN_OR_RETURN(auto engine, infer::Engine::Load(flags.model, std::move(options)));
   return LoadedModel{std::move(engine), progress.seconds()};
 }

@@ -46,13 +46,16 @@ std::optional<DType> KvType(const std::string& kv);
 Result<std::optional<WeightType>> ChosenWeights(const std::string& weights,
                                                 const std::string& model_dir);
 
+// The same, and for auto the type of the checkpoint.
+Result<WeightType> WeightsInMemory(const std::string& weights, const std::string& model_dir);
+
 struct LoadedModel {
   std::unique_ptr<infer::Engine> engine;
   double seconds = 0.0;
 };
 
 // Loads a model, with the plan and a progress bar in the notes. Flags that are given win over
-// `defaults`, which may hold types and the context.
+// `defaults`, which may hold types, the context, and an on_plan in place of the note.
 Result<LoadedModel> LoadModel(const ModelFlags& flags, infer::EngineOptions defaults,
                               const Notes& notes);
 

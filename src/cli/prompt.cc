@@ -49,36 +49,6 @@ Result<std::string> ReadText(const std::string& path) {
   return text;
 }
 
-Result<std::vector<int32_t>> EncodePieces(const Tokenizer& tokenizer,
-                                          std::span<const RenderedPiece> pieces) {
-  std::vector<int32_t> ids;
-  std::string text;  // since the last special token
-  const auto flush = [&] {
-    Result<std::vector<int32_t>> more = tokenizer.Encode(text, Tokenizer::Special::kAsText);
-    text.clear();
-    if (more.ok()) ids.insert(ids.end(), more->begin(), more->end());
-    return more.status();
-  };
-  for (const RenderedPiece& piece : pieces) {
-    if (!piece.trusted) {
-      text += piece.text;
-      continue;
-    }
-    MM01_ASSIGN_OR_RETURN(const auto parsed,
-                          tokenizer.Encode(piece.text, Tokenizer::Special::kParse));
-    for (const int32_t id : parsed) {
-      if (!tokenizer.IsSpecial(id)) {
-        text += tokenizer.Bytes(id);
-        continue;
-      }
-      MM01_RETURN_IF_ERROR(flush());
-      ids.push_back(id);
-    }
-  }
-  MM01_RETURN_IF_ERROR(flush());
-  return ids;
-}
-
 Result<std::vector<RenderedPiece>> RenderForAnswer(const ChatTemplate& chat_template,
                                                    const Json& messages) {
   return chat_template.Render(messages, nullptr, true);

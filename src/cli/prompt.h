@@ -19,11 +19,6 @@ namespace mm01::cli {
 // a file compressed by xz (Unsupported, with the way around).
 Result<std::string> ReadText(const std::string& path);
 
-// Tokens of a rendered conversation. Special tokens are found in trusted pieces only; what lies
-// between two of them is encoded as one text, over the borders of pieces.
-Result<std::vector<int32_t>> EncodePieces(const Tokenizer& tokenizer,
-                                          std::span<const RenderedPiece> pieces);
-
 // A conversation up to the point where the model answers.
 Result<std::vector<RenderedPiece>> RenderForAnswer(const ChatTemplate& chat_template,
                                                    const Json& messages);

@@ -1,20 +1,9 @@
 #include "cli/reading.h"
 
 #include "cli/progress.h"
-#include "kernels/lightning/lightning.h"
 #include "planner/flops.h"
 
 namespace mm01::cli {
-namespace {
-
-// Of reading `n` tokens after the first `begin`: linear in n, and quadratic in the softmax layers.
-double PrefillFlops(const TextConfig& config, int64_t begin, int64_t n) {
-  const Flops typical = FlopsPerToken(config, kLightningBlock / 2);
-  const Flops middle = FlopsPerToken(config, begin + n / 2 + 1);
-  return (typical.weights + typical.lightning + middle.softmax) * static_cast<double>(n);
-}
-
-}  // namespace
 
 double ReadingReport::tokens_per_second() const {
   return seconds > 0.0 ? static_cast<double>(num_tokens) / seconds : 0.0;

@@ -50,4 +50,10 @@ Flops FlopsPerToken(const TextConfig& c, int64_t context) {
   return f;
 }
 
+double PrefillFlops(const TextConfig& config, int64_t begin, int64_t n) {
+  const Flops typical = FlopsPerToken(config, kLightningBlock / 2);
+  const Flops middle = FlopsPerToken(config, begin + n / 2 + 1);
+  return (typical.weights + typical.lightning + middle.softmax) * static_cast<double>(n);
+}
+
 }  // namespace mm01

@@ -44,4 +44,8 @@ struct Flops {
 // tokens has half of the last token's softmax part.
 Flops FlopsPerToken(const TextConfig& config, int64_t context);
 
+// Of reading `n` tokens after the first `begin`, without the head: linear in n, and quadratic in
+// the softmax layers.
+double PrefillFlops(const TextConfig& config, int64_t begin, int64_t n);
+
 }  // namespace mm01

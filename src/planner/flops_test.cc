@@ -78,5 +78,17 @@ TEST(FlopsPerToken, AModelWithoutSoftmaxLayersCostsTheSameAtEveryBorder) {
   EXPECT_THROW((void)FlopsPerToken(c, 0), Bug);
 }
 
+TEST(PrefillFlops, AreTheSumOfTheTokens) {
+  const TextConfig c = Load("text-01.json");
+  double sum = 0;
+  for (int64_t n = 6401; n <= 12'800; ++n) {
+    const Flops token = FlopsPerToken(c, n);
+    sum += token.total() - token.head;
+  }
+  EXPECT_NEAR(PrefillFlops(c, 6400, 6400) / sum, 1, 1e-4);
+  EXPECT_NEAR((PrefillFlops(c, 6400, 3200) + PrefillFlops(c, 9600, 3200)) / sum, 1, 1e-4);
+  EXPECT_EQ(PrefillFlops(c, 6400, 0), 0);
+}
+
 }  // namespace
 }  // namespace mm01

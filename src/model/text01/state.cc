@@ -104,6 +104,88 @@ void TextState::Truncate(int32_t slot, int64_t length) {
   s.length = length;
 }
 
+int64_t TextState::border_bytes() const {
+  int64_t sum = 0;
+  for (const LayerMemory& m : layers_) sum += m.s.bytes() / sizes_.num_slots;
+  return sum;
+}
+
+std::vector<TextState::Piece> TextState::BorderPieces(int32_t slot) const {
+  Check(sequence(slot).begin == 0, "only a whole sequence is copied");
+  std::vector<Piece> pieces;
+  for (const LayerMemory& m : layers_) {
+    const int64_t bytes = m.s.bytes() / sizes_.num_slots;
+    if (bytes > 0) pieces.push_back({m.s.data() + slot * bytes, bytes});
+  }
+  return pieces;
+}
+
+std::vector<TextState::Piece> TextState::PagePieces(int32_t slot, int64_t index) const {
+  if (page_bytes_ == 0) return {};
+  const Sequence& s = sequence(slot);
+  Check(s.begin == 0 && index < std::ssize(s.pages), "the sequence has no such page");
+  std::vector<Piece> pieces;
+  for (const LayerMemory& m : layers_) {
+    for (const Buffer* pool : {&m.k, &m.v}) {
+      const int64_t bytes = pool->bytes() / num_pages_;
+      const int64_t page = s.pages[static_cast<size_t>(index)];
+      if (bytes > 0) pieces.push_back({pool->data() + page * bytes, bytes});
+    }
+  }
+  return pieces;
+}
+
+void TextState::CopyBorder(Queue& queue, int32_t slot, std::byte* out) const {
+  Check(length(slot) >= kLightningBlock, "S is not set before the first border");
+  for (const Piece& piece : BorderPieces(slot)) {
+    queue.CopyToHost(out, piece.data, piece.bytes);
+    out += piece.bytes;
+  }
+}
+
+void TextState::SetBorder(Queue& queue, int32_t slot, const std::byte* from) {
+  Check(length(slot) == 0, "a copy goes into an empty slot");
+  for (const Piece& piece : BorderPieces(slot)) {
+    queue.CopyToDevice(piece.data, from, piece.bytes);
+    from += piece.bytes;
+  }
+}
+
+// A page is many small pieces. To and from a GPU they go as one.
+void TextState::CopyPage(Queue& queue, int32_t slot, int64_t index, std::byte* out) const {
+  Check((index + 1) * kKvPage <= length(slot), "the page is not full");
+  if (page_bytes_ == 0) return;
+  Scratch scratch(queue);
+  const bool on_cpu = queue.device() == Device::kCpu;
+  std::byte* const gathered = on_cpu ? out : scratch.Get<std::byte>(page_bytes_);
+  std::byte* at = gathered;
+  for (const Piece& piece : PagePieces(slot, index)) {
+    queue.CopyOnDevice(at, piece.data, piece.bytes);
+    at += piece.bytes;
+  }
+  if (!on_cpu) queue.CopyToHost(out, gathered, page_bytes_);
+}
+
+void TextState::SetPage(Queue& queue, int32_t slot, int64_t index, const std::byte* from) {
+  Check(length(slot) == 0, "a copy goes into an empty slot");
+  if (page_bytes_ == 0) return;
+  Scratch scratch(queue);
+  const std::byte* at = from;
+  if (queue.device() != Device::kCpu) {
+    auto* gathered = scratch.Get<std::byte>(page_bytes_);
+    queue.CopyToDevice(gathered, from, page_bytes_);
+    at = gathered;
+  }
+  for (const Piece& piece : PagePieces(slot, index)) {
+    queue.CopyOnDevice(piece.data, at, piece.bytes);
+    at += piece.bytes;
+  }
+}
+
+int64_t TextState::num_open() const {
+  return std::ranges::count_if(sequences_, &Sequence::open);
+}
+
 LightningState TextState::lightning(int64_t layer) const {
   Check(kinds_[static_cast<size_t>(layer)] == LayerKind::kLightning, "not a lightning layer");
   const LayerMemory& m = layers_[static_cast<size_t>(layer)];

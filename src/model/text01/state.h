@@ -10,12 +10,14 @@
 // Errors    Running out of slots or pages is TooLarge, with the numbers.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 #include "base/status.h"
 #include "device/buffer.h"
+#include "device/queue.h"
 #include "kernels/attention/attention.h"
 #include "kernels/lightning/lightning.h"
 #include "model/text01/config.h"
@@ -47,6 +49,21 @@ class TextState {
   // grid: what came before is no longer in the lightning state.
   void Truncate(int32_t slot, int64_t length);
 
+  // Copies, as plain bytes, of what a sequence needs to go on from a border of the grid: S of all
+  // lightning layers there, and the pages before it. They lie as in this state's memory, so they
+  // serve a state of the same configuration, types and device only. The sequence begins at 0.
+  int64_t border_bytes() const;                       // S of all lightning layers
+  int64_t page_bytes() const { return page_bytes_; }  // keys and values of 64 tokens
+  static int64_t BorderBefore(int64_t length) { return length / kKvPage * kKvPage; }
+  // At BorderBefore(length(slot)), which is not 0: out[border_bytes()].
+  void CopyBorder(Queue& queue, int32_t slot, std::byte* out) const;
+  // Of page `index`, all of whose tokens are there: out[page_bytes()].
+  void CopyPage(Queue& queue, int32_t slot, int64_t index, std::byte* out) const;
+  // The way back, into room that was reserved in a slot that has read nothing; Advance then counts
+  // the tokens.
+  void SetBorder(Queue& queue, int32_t slot, const std::byte* from);
+  void SetPage(Queue& queue, int32_t slot, int64_t index, const std::byte* from);
+
   int64_t begin(int32_t slot) const { return sequence(slot).begin; }
   int64_t length(int32_t slot) const { return sequence(slot).length; }
   std::span<const int32_t> pages(int32_t slot) const { return sequence(slot).pages; }
@@ -59,7 +76,9 @@ class TextState {
   DType row_type() const { return sizes_.row_type; }
   Device device() const { return sizes_.device; }
   int64_t num_slots() const { return sizes_.num_slots; }
+  int64_t num_open() const;
   int64_t num_pages() const { return num_pages_; }
+  int64_t num_free_pages() const { return static_cast<int64_t>(free_pages_.size()); }
   int64_t max_tokens() const { return num_pages_ * kKvPage; }
   int64_t lightning_bytes() const { return lightning_bytes_; }  // reserved
   int64_t kv_bytes_used() const;                                // of open sequences
@@ -76,8 +95,15 @@ class TextState {
     Buffer k, v, k_scale, v_scale;  // softmax; a GPU has no scales
   };
 
+  struct Piece {  // of a slot or a page, contiguous
+    std::byte* data;
+    int64_t bytes;
+  };
+
   const Sequence& sequence(int32_t slot) const;
   Sequence& sequence(int32_t slot);
+  std::vector<Piece> BorderPieces(int32_t slot) const;
+  std::vector<Piece> PagePieces(int32_t slot, int64_t index) const;
 
   StateSizes sizes_;
   int64_t heads_, kv_heads_, dim_;

@@ -1,0 +1,25 @@
+// The next token of a request, from the logits of the model.
+//
+// In this order: log-probabilities of the model itself, logit_bias, presence and frequency
+// penalties over the tokens written, the request's filter, and then Sample (kernels/sample), whose
+// repetition penalty is over prompt and text. The draw is a function of (seed, choice, position)
+// and the logits, so it does not depend on who else is served.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "infer/service.h"
+
+namespace mm01::infer {
+
+// What may be said about `token`, drawn from or found at `logits` [V]: its log-probability and the
+// `top` most probable, or nothing for top < 0.
+TokenInfo Describe(std::span<const float> logits, int32_t token, int top);
+
+// `tokens` is the prompt and what has been written. Changes `logits`. The filter is asked, but not
+// told what was drawn. May run for several requests at once; one without a filter on any thread.
+TokenInfo DrawNextToken(const Request& request, std::span<const int32_t> tokens,
+                        std::span<float> logits);
+
+}  // namespace mm01::infer
