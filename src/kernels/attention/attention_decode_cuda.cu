@@ -218,6 +218,7 @@ struct Multiplier {
       Score(s.k[ring.stage], scores);
       Softmax(scores, limit);
       Weigh(s.v[ring.stage], scores, keys);
+      ProxyFence();  // the stage has been read
       Release(&s.empty[ring.stage]);
       ring.Next();
       limit.x -= kPage, limit.y -= kPage, keys -= kPage;

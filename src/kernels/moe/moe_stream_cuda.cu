@@ -19,6 +19,7 @@
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "device/tensor_map.cuh"
+#include "kernels/cuda/decode_int8.cuh"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/overlap.cuh"
@@ -148,18 +149,6 @@ __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint3
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Bytes 2 kPair and 2 kPair + 1 of `q`, signed, as two bf16: exact. With u the lower seven bits,
-// 128 + u and, of the sign, 128 or 256 are bf16 numbers that differ in the byte alone.
-template <int kPair>
-__device__ __forceinline__ uint32_t DecodeInt8(uint32_t q) {
-  const uint32_t halves = __byte_perm(q, 0, kPair == 0 ? 0x4140 : 0x4342);
-  const uint32_t magnitude = (halves & 0x007f007fu) | 0x43004300u;
-  const uint32_t offset = (halves & 0x00800080u) | 0x43004300u;
-  const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
-                                       *reinterpret_cast<const __nv_bfloat162*>(&offset));
-  return *reinterpret_cast<const uint32_t*>(&value);
 }
 
 struct Shared {
@@ -367,6 +356,7 @@ __device__ __forceinline__ void Consume(const StreamParams& p, const Shared& s) 
       } else {
         MultiplyBf16(stage, warp, sum);
       }
+      ProxyFence();  // the stage has been read
       __syncwarp();
       if (lane == 0) BarrierArrive(&s.empty[ring.stage]);
       ring.Advance();
