@@ -7,8 +7,7 @@
 //
 // CTAs that start while the kernel ahead still runs look up what they will read and ask for it in
 // L2: the memory works on while one kernel ends and the next begins. It is read after the wait, so
-// what the kernel ahead writes there meanwhile is seen. And each CTA asks for what one some way
-// behind it will read, or the memory would rest while the first take theirs from L2.
+// what the kernel ahead writes there meanwhile is seen.
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "device/tensor_map.cuh"
@@ -97,11 +96,11 @@ struct Item {
   const T *q, *k, *v;
   T *k_rows, *v_rows;
 
-  // That of CTA `cta`.
-  __device__ Item(const LightningParams& p, unsigned cta)
-      : sequence(SequenceAt(p, static_cast<int>(cta) / S::kSlices / p.heads)),
-        head(static_cast<int>(cta) / S::kSlices % p.heads),
-        first_column(static_cast<int>(cta) % S::kSlices * S::kSlice),
+  // This CTA's.
+  __device__ explicit Item(const LightningParams& p)
+      : sequence(SequenceAt(p, static_cast<int>(blockIdx.x) / S::kSlices / p.heads)),
+        head(static_cast<int>(blockIdx.x) / S::kSlices % p.heads),
+        first_column(static_cast<int>(blockIdx.x) % S::kSlices * S::kSlice),
         place(sequence.begin),
         slope(p.slope[head]) {
     const int64_t at = (sequence.first_row + place) * p.row_stride + head * p.head_stride;
@@ -199,7 +198,7 @@ __device__ void Scores(Shared<S>& shared, const Item<S>& item, const Rows<S>& ro
 // The block is complete: S = exp(-slope B) S + sum over c of exp(-slope (B - 1 - c)) k_c^T v_c.
 template <typename S>
 __device__ void Fold(Shared<S>& shared, const LightningParams& p, int group, int lane) {
-  const Item<S> item(p, blockIdx.x);  // anew: kept, it would cost registers all along
+  const Item<S> item(p);  // anew: kept, it would cost registers all along
   using T = typename S::T;
   constexpr int kLoads = kGroups / S::kKeyGroups;
   const int key_group = static_cast<int>(threadIdx.x) / kKeyLanes;
@@ -252,11 +251,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kResident)
   __shared__ Shared<S> shared;
   const int thread = threadIdx.x, group = thread / S::kLanes, lane = thread % S::kLanes;
   AllowNextKernel();
-  if (thread == 32 && blockIdx.x + num_early / 2 < gridDim.x) {
-    const Item<S> later(p, blockIdx.x + num_early / 2);
-    if (later.sequence.total > 0) later.Prefetch(p);
-  }
-  const Item<S> item(p, blockIdx.x);
+  const Item<S> item(p);
   if (thread == 0) {
     TmaPrefetch(&states);
     if (blockIdx.x < num_early && item.sequence.total > 0) item.Prefetch(p);
