@@ -10,6 +10,7 @@
 
 #include "kernels/attention/attention_hopper.cuh"
 #include "kernels/attention/decode_plan.cuh"
+#include "kernels/cuda/overlap.cuh"
 
 namespace mm01::cuda {
 namespace {
@@ -218,6 +219,7 @@ struct Multiplier {
       Score(s.k[ring.stage], scores);
       Softmax(scores, limit);
       Weigh(s.v[ring.stage], scores, keys);
+      ProxyFence();  // the stage has been read
       Release(&s.empty[ring.stage]);
       ring.Next();
       limit.x -= kPage, limit.y -= kPage, keys -= kPage;
@@ -269,6 +271,7 @@ struct Multiplier {
 template <int kDim>
 __global__ void __launch_bounds__(kDecodeThreads, 1) Decode(const __grid_constant__ Params p) {
   auto& s = SharedMemory<Shared<kDim>>();
+  AllowNextKernel();
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&s.full[i], 1);
@@ -276,6 +279,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) Decode(const __grid_constan
     }
     BarrierInitFence();
   }
+  AwaitEarlierKernels();
   Plan(p.work, s.plan);
 
   if (threadIdx.x / 32 == kWarps) {
@@ -299,6 +303,8 @@ __global__ void __launch_bounds__(32 * kMergeWarps) MergeSplits(const __grid_con
     float x[kEach];
   };
   __shared__ float best[kMergeWarps], total[kMergeWarps], sums[kMergeWarps][kDim];
+  AllowNextKernel();
+  AwaitEarlierKernels();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t row = blockIdx.x / p.heads;
   const int head = blockIdx.x % p.heads;
@@ -379,11 +385,9 @@ void Launch(Queue& queue, const AttentionProblem& a) {
   constexpr int kBytes = kSharedBytes<Shared<kDim>>;
   AllowSharedMemory<Decode<kDim>, kBytes>();
   const int64_t blocks = std::clamp<int64_t>(p.work.most_units, 1, Multiprocessors());
-  Decode<kDim><<<static_cast<unsigned>(blocks), kDecodeThreads, kBytes, queue.stream()>>>(p);
-  CheckLaunch();
-  MergeSplits<kDim>
-      <<<static_cast<unsigned>(a.num_rows * a.heads), 32 * kMergeWarps, 0, queue.stream()>>>(p);
-  CheckLaunch();
+  LaunchOverlapped(queue, Decode<kDim>, static_cast<unsigned>(blocks), kDecodeThreads, kBytes, p);
+  LaunchOverlapped(queue, MergeSplits<kDim>, static_cast<unsigned>(a.num_rows * a.heads),
+                   32 * kMergeWarps, 0, p);
 }
 
 }  // namespace

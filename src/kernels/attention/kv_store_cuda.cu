@@ -3,6 +3,7 @@
 #include "device/check_cuda.cuh"
 #include "kernels/attention/attention_cuda.cuh"
 #include "kernels/attention/attention_cuda.h"
+#include "kernels/cuda/overlap.cuh"
 
 namespace mm01::cuda {
 namespace {
@@ -96,6 +97,8 @@ __device__ __forceinline__ void Turn(const Params& p, const Place& at, int64_t r
 template <int kCount>
 __global__ void __launch_bounds__(kThreads) StoreRow(const __grid_constant__ Params p) {
   __shared__ int owner;
+  AllowNextKernel();
+  AwaitEarlierKernels();
   const int64_t row = blockIdx.x;
   for (int n = threadIdx.x; n < p.num_seqs; n += kThreads) {
     if (p.cu_seqlens[n] <= row && row < p.cu_seqlens[n + 1]) owner = n;
@@ -192,11 +195,10 @@ void KvStore(Queue& queue, const KvStoreArgs& args) {
                     IsAligned({.data = const_cast<float*>(p.sin), .row = p.angle_row});
   const auto blocks = static_cast<unsigned>(p.num_rows);
   if (wide) {
-    StoreRow<8><<<blocks, kThreads, 0, queue.stream()>>>(p);
+    LaunchOverlapped(queue, StoreRow<8>, blocks, kThreads, 0, p);
   } else {
-    StoreRow<1><<<blocks, kThreads, 0, queue.stream()>>>(p);
+    LaunchOverlapped(queue, StoreRow<1>, blocks, kThreads, 0, p);
   }
-  CheckLaunch();
 }
 
 }  // namespace mm01::cuda

@@ -21,6 +21,7 @@
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "device/tensor_map.cuh"
+#include "kernels/cuda/decode_int8.cuh"
 #include "kernels/cuda/grouped_gemm.h"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/wgmma_wide.cuh"
@@ -257,17 +258,6 @@ __device__ __forceinline__ int Multiply(const GroupedGemmParams& p, const Shared
   return last;
 }
 
-// Bytes 2 kPair and 2 kPair + 1 of `q`, signed, as two bf16: exact. With u the lower seven bits,
-// 128 + u and, of the sign, 128 or 256 are bf16 numbers that differ in the byte alone.
-template <int kPair>
-__device__ __forceinline__ __nv_bfloat162 DecodeInt8(uint32_t q) {
-  const uint32_t halves = __byte_perm(q, 0, kPair == 0 ? 0x4140 : 0x4342);
-  const uint32_t magnitude = (halves & 0x007f007fu) | 0x43004300u;
-  const uint32_t offset = (halves & 0x00800080u) | 0x43004300u;
-  return __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
-                 *reinterpret_cast<const __nv_bfloat162*>(&offset));
-}
-
 // The int8 weights of one warp's 16 rows, half a stage at a time, as wgmma's first operand.
 class Int8Rows {
  public:
@@ -296,13 +286,10 @@ class Int8Rows {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const uint32_t twice = next_[h] | next_[h] << 16;
-      const __nv_bfloat162 scale = *reinterpret_cast<const __nv_bfloat162*>(&twice);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const __nv_bfloat162 low = __hmul2(DecodeInt8<0>(q[2 * i + h]), scale);
-        const __nv_bfloat162 high = __hmul2(DecodeInt8<1>(q[2 * i + h]), scale);
-        a[i][h] = *reinterpret_cast<const uint32_t*>(&low);
-        a[i][2 + h] = *reinterpret_cast<const uint32_t*>(&high);
+        a[i][h] = ScaleInt8<0>(q[2 * i + h], twice);
+        a[i][2 + h] = ScaleInt8<1>(q[2 * i + h], twice);
       }
     }
     Fetch(k + kHalf);

@@ -129,8 +129,8 @@ template <int kPending>
 __device__ __forceinline__ void TmaStoreWait() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
 }
-// Ordinary writes to shared memory become visible to wgmma and TMA: each writing thread, before the
-// barrier that tells the reader.
+// Between ordinary writes to shared memory and wgmma or TMA, or ordinary reads and the TMA that
+// will overwrite what they read: each thread, before the barrier that tells the other side.
 __device__ __forceinline__ void ProxyFence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }

@@ -8,9 +8,9 @@
 //           So a row's bits depend on that row and on w alone: not on M, on the
 //           number of threads, or on where the row stands. A product over part of k (tensor ranks)
 //           rounds differently.
-// On a GPU  There are two orders: one for at most kFewRows rows (decode), one for more (prefill). A
-//           row's bits are the same for every M in the same range, and alone or through GemmMany.
-//           bf16 x and int8 w: at most kFewRows rows read w once for every kFewestRows of them.
+// On a GPU  There are two orders: one for at most kFewRows rows (decode), one for more (prefill);
+//           bf16 x and int8 w have a third, for at most kFewestRows. A row's bits are the same for
+//           every M in the same range, and alone or through GemmMany.
 //           With many rows of bf16 an int8 weight is rounded to bf16 on the way, and its f applied
 //           to what has been rounded to the type of out. No kernel of the queue may write w without
 //           a Wait after it: w is fetched while kernels ahead in the queue still run.

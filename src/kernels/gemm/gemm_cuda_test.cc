@@ -277,6 +277,26 @@ TEST_F(GemmCudaTest, RowsMayBeStridedAndWhatLiesBetweenThemIsLeftAlone) {
   }
 }
 
+// The scales of all but the first begin at odd multiples of their size.
+TEST_F(GemmCudaTest, AWeightOfAStackIsLikeOneByItself) {
+  constexpr int64_t kCount = 4, kN = 5, kK = 272;
+  const WeightType type{DType::kI8, 128};
+  std::vector<Weight> stack = Weight::Stack(kCount, type, kN, kK, Device::kCuda);
+  const Floats x = RandomBF16s(13, kFewRows * kK);
+  for (int64_t i = 0; i < kCount; ++i) {
+    const Floats random = RandomFloats(i, kN * kK);
+    Weight staging = Weight::Staging(type, kN, kK), alone(type, kN, kK, Device::kCuda);
+    for (int64_t n = 0; n < kN; ++n) staging.SetRow(n, std::span(random).subspan(n * kK, kK));
+    for (Weight* w : {&stack[i], &alone}) w->CopyRows(queue(), 0, staging, kN);
+    for (const int64_t m : {int64_t{1}, kFewestRows, kFewRows}) {
+      const Floats rows = RowsOf(x, 0, m, kK);
+      EXPECT_TRUE(SameBits(Product(rows, m, stack[i], DType::kBF16, DType::kF32),
+                           Product(rows, m, alone, DType::kBF16, DType::kF32)))
+          << "weight " << i << ", " << m << " rows";
+    }
+  }
+}
+
 TEST_F(GemmCudaTest, NoRowsAreNoWork) {
   const Pair p = RandomWeight(queue(), {DType::kBF16}, 8, 8);
   EXPECT_TRUE(Product({}, 0, p.w, DType::kBF16, DType::kF32).empty());

@@ -7,8 +7,8 @@
 // Order   k is cut into steps of 128, and chain c of 8 takes steps c, c + 8, ... in turn. Within a
 //         step the tensor cores add 16 inputs at a time; int8 is added within its group from zero,
 //         multiplied by the group's scale and added to the chain. Chains are added in order. int8
-//         has a kernel of its own, which takes kFewestRows rows at a time: 16 chains, and other 16
-//         inputs at a time. Nothing else depends on M, so neither do a row's bits.
+//         with at most kFewestRows rows has a kernel of its own: 16 chains, and other 16 inputs at
+//         a time. Nothing else depends on M, so neither do a row's bits.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,5 @@
 // How wide the kernel is, how much of a multiprocessor a block takes, and how many there are.
 #include <algorithm>
-#include <span>
 
 #include "base/check.h"
 #include "device/check_cuda.cuh"
@@ -96,20 +95,6 @@ CUtensorMap MapOfW(const StreamProduct& product, const StreamArgs& s) {
       {.dims = {s.k, product.n}, .strides = {s.k * SizeOf(DType::kBF16)}, .box = {64, kTileRows}});
 }
 
-// Up to 16 rows at a time, each time reading all weights.
-void StreamInt8InParts(Queue& queue, const StreamArgs& args) {
-  for (int64_t first = 0; first < args.m; first += kFewestRows) {
-    StreamArgs part = args;
-    part.x += first * args.ldx;
-    part.m = static_cast<int>(std::min<int64_t>(kFewestRows, args.m - first));
-    for (StreamProduct& product : std::span(part.product).first(args.num_products)) {
-      const int64_t size = SizeOf(product.bf16_out ? DType::kBF16 : DType::kF32);
-      product.out = static_cast<std::byte*>(product.out) + first * product.ldo * size;
-    }
-    StreamGemmInt8(queue, part);
-  }
-}
-
 }  // namespace
 
 void StreamGemm(Queue& queue, const StreamArgs& args) {
@@ -118,7 +103,7 @@ void StreamGemm(Queue& queue, const StreamArgs& args) {
         "StreamGemm does not take these shapes");
   Check(args.group == 0 || args.group == 32 || args.group == 64 || args.group == 128,
         "int8 weights have groups of 32, 64 or 128");
-  if (args.group > 0) return StreamInt8InParts(queue, args);
+  if (args.group > 0 && args.m <= kFewestRows) return StreamGemmInt8(queue, args);
   StreamParams p{};
   p.args = args;
   p.num_steps = (args.k + kStep - 1) / kStep;
@@ -129,7 +114,16 @@ void StreamGemm(Queue& queue, const StreamArgs& args) {
     p.num_tiles += (product.n + kTileRows - 1) / kTileRows;
     p.w[i] = MapOfW(product, args);
   }
-  LaunchGroup<0>(queue, p);
+  switch (args.group) {
+    case 0:
+      return LaunchGroup<0>(queue, p);
+    case 32:
+      return LaunchGroup<32>(queue, p);
+    case 64:
+      return LaunchGroup<64>(queue, p);
+    default:
+      return LaunchGroup<128>(queue, p);
+  }
 }
 
 }  // namespace mm01::cuda

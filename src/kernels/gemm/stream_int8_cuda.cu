@@ -1,9 +1,12 @@
-// Products of at most kFewestRows rows with int8 weights, which go from memory to the registers of
-// the warp that multiplies them: nothing is shared but the sums of a tile.
+// Products of at most kFewestRows rows with int8 weights, which go from memory to the warp that
+// multiplies them: nothing is shared but the sums of a tile.
 //
 // A block stays on its multiprocessor and takes tiles of 16 rows of w one after another, warp c
-// chain c of their inputs. A warp has always asked for the next three steps, also across the end
-// of a tile and, for the first three, before the kernels ahead in the queue have ended.
+// chain c of their inputs. A warp has always asked for the next two or three steps, also across the
+// end of a tile and, for the first, before the kernels ahead in the queue have ended. They come by
+// cp.async into places that a lane shares with no other: it waits for its oldest copy alone. (Loads
+// to registers, three steps ahead, would all be counted by one scoreboard, and a wait for the
+// oldest be a wait for all.)
 //
 // w is the first operand of mma (16 rows), rows of x the second (8 columns). A lane (g, t) =
 // (lane / 4, lane % 4) loads 16 neighbouring inputs of rows g and g + 8. The instruction wants
@@ -32,15 +35,32 @@ struct Params {
 };
 
 // Weights are read once: they pass by the first-level cache, and come from memory in whole lines.
-__device__ __forceinline__ void LoadOnce(const int8_t* p, uint32_t (&v)[4]) {
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-               : "l"(p));
+template <int kBytes>
+__device__ __forceinline__ void CopyOnce(void* to, const int8_t* from) {
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(SharedAddress(to)),
+                 "l"(from)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %2;" ::"r"(SharedAddress(to)),
+                 "l"(from), "n"(kBytes)
+                 : "memory");
+  }
 }
-__device__ __forceinline__ void LoadOnce(const int8_t* p, uint32_t (&v)[2]) {
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
-               : "=r"(v[0]), "=r"(v[1])
-               : "l"(p));
+// A scale, in the half of a word where it stands in memory; a copy takes four bytes at least.
+__device__ __forceinline__ void CopyScale(void* to, const uint16_t* from) {
+  const auto address = reinterpret_cast<uintptr_t>(from);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(SharedAddress(to)),
+               "l"(address & ~uintptr_t{2}), "r"(static_cast<uint32_t>(2 + (address & 2)))
+               : "memory");
+}
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Until at most kPending groups of copies are still under way.
+template <int kPending>
+__device__ __forceinline__ void AwaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
@@ -61,14 +81,20 @@ struct Layout {
   static constexpr int kSpan = 4 * kLaneInputs;  // of the lanes of a row
   static constexpr int kPieces = kStep / kSpan;
   static constexpr int kGroups = kStep / kGroup;
-  static constexpr int kAhead = kGroup == 32 ? 2 : 3;  // steps asked for: what registers allow
 };
 
-// What a lane holds of one step of a tile: rows g and g + 8.
+// Steps asked for. More rows of x want more of the first-level cache.
+template <int kColumns>
+constexpr int kAhead = kColumns == 1 ? 3 : 2;
+
+// A step of a tile: what a lane has asked for of rows g and g + 8.
 template <int kGroup>
-struct Fragment {
-  uint32_t w[Layout<kGroup>::kPieces][2][Layout<kGroup>::kWords];
-  uint16_t scale[Layout<kGroup>::kGroups][2];
+struct Stage {
+  struct alignas(Layout<kGroup>::kLaneInputs) Weights {
+    uint32_t word[Layout<kGroup>::kWords];
+  };
+  Weights w[Layout<kGroup>::kPieces][2][32];
+  uint32_t scale[Layout<kGroup>::kGroups][2][32];
 };
 
 struct Tile {
@@ -90,23 +116,33 @@ class Loader {
     if (tile_ < p.num_tiles) BeginTile();
   }
 
-  __device__ __forceinline__ void Next(Fragment<kGroup>& f) {
-    if (tile_ >= p_.num_tiles) return;
+  // One group of copies, of none behind the last step.
+  __device__ __forceinline__ void Next(Stage<kGroup>& stage) {
+    if (tile_ < p_.num_tiles) Ask(stage);
+    CommitCopies();
+  }
+
+ private:
+  __device__ __forceinline__ void Ask(Stage<kGroup>& stage) {
     using L = Layout<kGroup>;
-    const int t = threadIdx.x % 4;
+    const int lane = threadIdx.x % 32, t = lane % 4;
 #pragma unroll
     for (int j = 0; j < L::kPieces; ++j) {
       // Inputs past the last meet zeros of x, whatever is read for them.
       const int first =
           min(step_ * kStep + j * L::kSpan + t * L::kLaneInputs, p_.args.k - L::kLaneInputs);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) LoadOnce(row_ + h * second_row_ + first, f.w[j][h]);
+      for (int h = 0; h < 2; ++h) {
+        CopyOnce<L::kLaneInputs>(&stage.w[j][h][lane], row_ + h * second_row_ + first);
+      }
     }
 #pragma unroll
     for (int i = 0; i < L::kGroups; ++i) {
       const int group = min(step_ * L::kGroups + i, p_.args.num_groups - 1);
 #pragma unroll
-      for (int h = 0; h < 2; ++h) f.scale[i][h] = __ldg(scale_ + h * second_scale_ + group);
+      for (int h = 0; h < 2; ++h) {
+        CopyScale(&stage.scale[i][h][lane], scale_ + h * second_scale_ + group);
+      }
     }
     step_ += kChains;
     if (step_ >= p_.num_steps) {
@@ -116,7 +152,6 @@ class Loader {
     }
   }
 
- private:
   // Rows past the last read it again; their sums go nowhere.
   __device__ __forceinline__ void BeginTile() {
     const Tile tile = TileAt(p_.args, tile_);
@@ -124,7 +159,7 @@ class Loader {
     const int first = min(tile.row + static_cast<int>(threadIdx.x) % 32 / 4, product.n - 1);
     const int between = min(first + 8, product.n - 1) - first;
     row_ = static_cast<const int8_t*>(product.w) + static_cast<int64_t>(first) * p_.args.k;
-    scale_ = reinterpret_cast<const unsigned short*>(product.scales) +
+    scale_ = reinterpret_cast<const uint16_t*>(product.scales) +
              static_cast<int64_t>(first) * p_.args.num_groups;
     second_row_ = between * p_.args.k;
     second_scale_ = between * p_.args.num_groups;
@@ -133,16 +168,18 @@ class Loader {
   const Params& p_;
   int tile_, step_;
   const int8_t* row_;
-  const unsigned short* scale_;
+  const uint16_t* scale_;
   int second_row_, second_scale_;  // from row g to row g + 8
 };
 
-// sum += w x of one step, for 8 kColumns rows of x.
+// sum += w x of one step, for 8 kColumns rows of x. `first_scale`: where the scales of w begin, in
+// halves of a word; tiles begin at even rows.
 template <int kGroup, int kColumns>
-__device__ __forceinline__ void MultiplyStep(const StreamArgs& s, const Fragment<kGroup>& f,
-                                             int step, float (&sum)[kColumns][4]) {
+__device__ __forceinline__ void MultiplyStep(const StreamArgs& s, const Stage<kGroup>& stage,
+                                             int step, uint32_t first_scale,
+                                             float (&sum)[kColumns][4]) {
   using L = Layout<kGroup>;
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   float part[kColumns][4] = {};
 #pragma unroll
   for (int j = 0; j < L::kPieces; ++j) {
@@ -158,9 +195,10 @@ __device__ __forceinline__ void MultiplyStep(const StreamArgs& s, const Fragment
         if (inside) x[i][v] = from[v];
       }
     }
+    const auto low = stage.w[j][0][lane], high = stage.w[j][1][lane];
 #pragma unroll
     for (int word = 0; word < L::kWords; ++word) {
-      const uint32_t q[2] = {f.w[j][0][word], f.w[j][1][word]};
+      const uint32_t q[2] = {low.word[word], high.word[word]};
       const uint32_t w[4] = {DecodeInt8<0>(q[0]), DecodeInt8<0>(q[1]), DecodeInt8<1>(q[0]),
                              DecodeInt8<1>(q[1])};
 #pragma unroll
@@ -170,9 +208,16 @@ __device__ __forceinline__ void MultiplyStep(const StreamArgs& s, const Fragment
       }
     }
     if ((j + 1) * L::kSpan % kGroup != 0) continue;
-    const auto& scale = f.scale[j * L::kSpan / kGroup];
-    const float by[2] = {__uint_as_float(static_cast<uint32_t>(scale[0]) << 16),
-                         __uint_as_float(static_cast<uint32_t>(scale[1]) << 16)};
+    constexpr uint32_t kHigh = 0xffff0000u;
+    const int of_step = j * L::kSpan / kGroup;
+    const int group = min(step * L::kGroups + of_step, s.num_groups - 1);
+    const bool is_high = (first_scale + g * s.num_groups + group) & 1;
+    float by[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t word = stage.scale[of_step][h][lane];
+      by[h] = __uint_as_float(is_high ? word & kHigh : word << 16);
+    }
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) {
 #pragma unroll
@@ -222,47 +267,57 @@ __device__ __forceinline__ void FinishTile(const Params& p, int at, int turn,
 }
 
 template <int kGroup, int kColumns>
+struct Shared {
+  Stage<kGroup> stage[kChains][kAhead<kColumns>];
+  Sums<kColumns> sums;
+};
+
+template <int kGroup, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1) StreamInt8(const __grid_constant__ Params p) {
   static_assert(8 * kColumns * kTileRows <= kThreads);
-  __shared__ Sums<kColumns> sums;
+  extern __shared__ __align__(16) uint8_t memory[];
+  auto& shared = *reinterpret_cast<Shared<kGroup, kColumns>*>(memory);
   AllowNextKernel();
-  constexpr int kAhead = Layout<kGroup>::kAhead;
-  Fragment<kGroup> ahead[kAhead];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  auto& stages = shared.stage[warp];
   Loader<kGroup> loader(p);
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) loader.Next(ahead[i]);
+  for (auto& stage : stages) loader.Next(stage);
   AwaitEarlierKernels();
 
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  int tile = static_cast<int>(blockIdx.x), step = warp, turn = 0;
-  float sum[kColumns][4] = {};
-  // Returns whether there is more to do.
-  const auto multiply = [&](Fragment<kGroup>& f) {
-    if (step < p.num_steps) {
-      MultiplyStep<kGroup, kColumns>(p.args, f, step, sum);
-      loader.Next(f);
+  int next = 0;
+  for (int tile = static_cast<int>(blockIdx.x), turn = 0; tile < p.num_tiles;
+       tile += static_cast<int>(gridDim.x), turn ^= 1) {
+    float sum[kColumns][4] = {};
+    const auto scales =
+        reinterpret_cast<uintptr_t>(p.args.product[TileAt(p.args, tile).product].scales);
+    const auto first_scale = static_cast<uint32_t>(scales / 2);
+    for (int step = warp; step < p.num_steps; step += kChains) {
+      AwaitCopies<kAhead<kColumns> - 1>();
+      MultiplyStep<kGroup, kColumns>(p.args, stages[next], step, first_scale, sum);
+      loader.Next(stages[next]);
+      next = next + 1 == kAhead<kColumns> ? 0 : next + 1;
     }
-    step += kChains;
-    if (step < p.num_steps) return true;
-    FinishTile<kColumns>(p, tile, turn, sum, sums);
-#pragma unroll
-    for (int i = 0; i < kColumns; ++i) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) sum[i][c] = 0.0f;
-    }
-    step = warp, turn ^= 1;
-    tile += static_cast<int>(gridDim.x);
-    return tile < p.num_tiles;
-  };
-  while (multiply(ahead[0]) && multiply(ahead[1]) && (kAhead == 2 || multiply(ahead[kAhead - 1]))) {
+    FinishTile<kColumns>(p, tile, turn, sum, shared.sums);
   }
 }
 
 template <int kGroup, int kColumns>
 void Launch(Queue& queue, const Params& p) {
+  constexpr int kBytes = sizeof(Shared<kGroup, kColumns>);
+  static const bool prepared = [] {
+    const auto set = [](cudaFuncAttribute attribute, int value) {
+      CheckCuda(cudaFuncSetAttribute(StreamInt8<kGroup, kColumns>, attribute, value));
+    };
+    set(cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+    // The rest is the first-level cache, for x.
+    constexpr int kMost = 228 << 10, kReserved = 1 << 10;
+    set(cudaFuncAttributePreferredSharedMemoryCarveout, (100 * (kBytes + kReserved)) / kMost + 1);
+    return true;
+  }();
+  static_cast<void>(prepared);
   const int blocks = std::min(p.num_tiles, Multiprocessors());
   LaunchOverlapped(queue, StreamInt8<kGroup, kColumns>, dim3(static_cast<unsigned>(blocks)),
-                   kThreads, 0, p);
+                   kThreads, kBytes, p);
 }
 
 }  // namespace

@@ -373,8 +373,6 @@ class Block {
       BarrierWait(&barriers_->full[ring.stage], ring.parity);
       uint32_t w[kStep / 16][4];
       DecodeStage(ring_ + ring.stage * kStageBytes, w);
-      Release(&barriers_->empty[ring.stage]);
-      ring.Advance();
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
         constexpr int kPieces = kGroup / 16;
@@ -394,6 +392,10 @@ class Block {
 #pragma unroll
         for (int c = 0; c < kTokens / 2; ++c) sum[c] = fmaf(part[c], by[c / 2 % 2], sum[c]);
       }
+      // Not right behind ldmatrix: an arrival overtakes it, and the copy that waits for the stage
+      // overwrites what is still to be read.
+      Release(&barriers_->empty[ring.stage]);
+      ring.Advance();
     }
   }
 

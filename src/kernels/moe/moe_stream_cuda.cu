@@ -3,7 +3,8 @@
 // One block a multiprocessor, and one thread of it keeps 128 KB of weights on their way through a
 // ring of stages. A stage is two slabs of 16 rows of weights (of w1 and of w3, or both of w2) by
 // 512 bytes, and the same inputs of up to eight rows of x. Weights are the first operand of
-// mma.m16n8k16, the rows of x the second; eight warps share the inputs of a stage.
+// mma.m16n8k16, the rows of x the second; eight warps share the inputs of a stage, for int8, which
+// has to be decoded, sixteen.
 //
 // An expert of more than eight rows is walked several times, by neighbouring blocks at about the
 // same time, so its weights still come from memory once.
@@ -19,6 +20,7 @@
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "device/tensor_map.cuh"
+#include "kernels/cuda/decode_int8.cuh"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/hopper.cuh"
 #include "kernels/cuda/overlap.cuh"
@@ -27,8 +29,6 @@
 namespace mm01::cuda {
 namespace {
 
-constexpr int kChains = 8;  // warps that multiply
-constexpr int kThreads = 32 * (kChains + 1);
 constexpr int kSlabRows = 16;
 constexpr int kStepBytes = 512;  // of a row of weights
 constexpr int kSlabBytes = kSlabRows * kStepBytes;
@@ -37,11 +37,13 @@ constexpr int kSumFloats = kSlabRows * kItemRows;
 
 template <bool kInt8>
 struct Sizes {
+  static constexpr int kChains = kInt8 ? 16 : 8;  // warps that multiply
+  static constexpr int kThreads = 32 * (kChains + 1);
   static constexpr int kStep = kInt8 ? kStepBytes : kStepBytes / 2;  // inputs
   // Rows of x stand apart by what puts a warp's reads into different banks.
   static constexpr int kPitchX = kStep * 2 + (kInt8 ? 32 : 16);
   static constexpr int kStage = 2 * kSlabBytes + (kItemRows * kPitchX + 1023) / 1024 * 1024;
-  static constexpr int kStages = kInt8 ? 8 : 9;                   // at most
+  static constexpr int kStages = kInt8 ? 7 : 9;                   // at most
   static constexpr int kSums = 2 * kChains * 2 * kSumFloats * 4;  // two sets, one being read
   static constexpr int kBarriers = (2 * kStages + 2) * 8;
 
@@ -148,18 +150,6 @@ __device__ __forceinline__ void Mma(float (&c)[4], const uint32_t (&a)[4], uint3
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Bytes 2 kPair and 2 kPair + 1 of `q`, signed, as two bf16: exact. With u the lower seven bits,
-// 128 + u and, of the sign, 128 or 256 are bf16 numbers that differ in the byte alone.
-template <int kPair>
-__device__ __forceinline__ uint32_t DecodeInt8(uint32_t q) {
-  const uint32_t halves = __byte_perm(q, 0, kPair == 0 ? 0x4140 : 0x4342);
-  const uint32_t magnitude = (halves & 0x007f007fu) | 0x43004300u;
-  const uint32_t offset = (halves & 0x00800080u) | 0x43004300u;
-  const __nv_bfloat162 value = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&magnitude),
-                                       *reinterpret_cast<const __nv_bfloat162*>(&offset));
-  return *reinterpret_cast<const uint32_t*>(&value);
 }
 
 struct Shared {
@@ -272,57 +262,42 @@ __device__ __forceinline__ void MultiplyBf16(const uint8_t* stage, int warp, flo
   }
 }
 
-// sum += w x over this warp's 64 inputs of a stage, from `k` on. `scales` are those of this lane's
-// first row of the first slab.
+// sum += w x over this warp's 32 inputs of a stage, which are of one group. `scales` are those of
+// this lane's first row of the first slab, from that group on.
 __device__ __forceinline__ void MultiplyInt8(const StreamParams& p, const uint8_t* stage, int warp,
-                                             int k, const uint16_t* scales, float (&sum)[2][4]) {
-  // [half][slab][row g or g + 8]
-  const bool halves_differ = p.log_group == 5;
-  uint32_t scale[2][2][2];
-#pragma unroll
-  for (int slab = 0; slab < 2; ++slab) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const uint16_t* const from =
-          scales + (slab * kSlabRows + 8 * h) * p.num_scales + (k >> p.log_group);
-      scale[0][slab][h] = scale[1][slab][h] = from[0];
-      if (halves_differ) scale[1][slab][h] = from[1];
-    }
-  }
+                                             const uint16_t* scales, float (&sum)[2][4]) {
   const int lane = threadIdx.x % 32;
   const uint8_t* const x =
-      stage + 2 * kSlabBytes + lane / 4 * Sizes<true>::kPitchX + warp * 128 + lane % 4 * 8;
-  uint2 b[4];
+      stage + 2 * kSlabBytes + lane / 4 * Sizes<true>::kPitchX + warp * 64 + lane % 4 * 8;
+  const uint2 b[2] = {*reinterpret_cast<const uint2*>(x), *reinterpret_cast<const uint2*>(x + 32)};
+  uint32_t q[2][4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) b[i] = *reinterpret_cast<const uint2*>(x + 32 * i);
+  for (int slab = 0; slab < 2; ++slab) {
+    LoadMatrix(SlabAddress(stage + slab * kSlabBytes, warp / 4, warp % 4 * 2), q[slab][0],
+               q[slab][1], q[slab][2], q[slab][3]);
+  }
 #pragma unroll
   for (int slab = 0; slab < 2; ++slab) {
     float part[4] = {};
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t q[4];
-      LoadMatrix(SlabAddress(stage + slab * kSlabBytes, warp / 2, warp % 2 * 4 + 2 * half), q[0],
-                 q[1], q[2], q[3]);
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t low = q[slab][2 * i], high = q[slab][2 * i + 1];
+      const uint32_t a[4] = {DecodeInt8<0>(low), DecodeInt8<0>(high), DecodeInt8<1>(low),
+                             DecodeInt8<1>(high)};
+      Mma(part, a, b[i].x, b[i].y);
+    }
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t a[4] = {DecodeInt8<0>(q[2 * i]), DecodeInt8<0>(q[2 * i + 1]),
-                               DecodeInt8<1>(q[2 * i]), DecodeInt8<1>(q[2 * i + 1])};
-        Mma(part, a, b[2 * half + i].x, b[2 * half + i].y);
-      }
-      if (half == 1 || halves_differ) {
+    for (int h = 0; h < 2; ++h) {
+      const uint32_t scale = scales[(slab * kSlabRows + 8 * h) * p.num_scales];
+      const float by = __uint_as_float(scale << 16);
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const float s = __uint_as_float(scale[half][slab][c / 2] << 16);
-          sum[slab][c] = fmaf(part[c], s, sum[slab][c]);
-          part[c] = 0.0f;
-        }
-      }
+      for (int c = 2 * h; c < 2 * h + 2; ++c) sum[slab][c] = fmaf(part[c], by, sum[slab][c]);
     }
   }
 }
 
 // Adds up the chains of an item and stores what they make.
-template <bool kGated>
+template <bool kGated, int kChains>
 __device__ __forceinline__ void Finish(const StreamParams& p, const Item& item, const float* sums) {
   const int thread = threadIdx.x;
   const auto total = [&](int slab, int at) {
@@ -331,6 +306,7 @@ __device__ __forceinline__ void Finish(const StreamParams& p, const Item& item, 
     for (int c = 1; c < kChains; ++c) sum += sums[(2 * c + slab) * kSumFloats + at];
     return sum;
   };
+  if (thread >= 2 * kSumFloats) return;
   const int at = thread % kSumFloats, slab = thread / kSumFloats;
   const int n = at / kItemRows, row = at % kItemRows;
   if (row >= item.rows) return;
@@ -349,7 +325,6 @@ __device__ __forceinline__ void Consume(const StreamParams& p, const Shared& s) 
   using S = Sizes<kInt8>;
   if (!kGated) AwaitEarlierKernels();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  constexpr int kMine = S::kStep / kChains;  // inputs of a stage
   ItemWalk<kGated> walk(p);
   Ring ring{p.num_stages};
   Item item;
@@ -363,16 +338,17 @@ __device__ __forceinline__ void Consume(const StreamParams& p, const Shared& s) 
       BarrierWait(&s.full[ring.stage], ring.parity);
       const uint8_t* const stage = s.stages + ring.stage * S::kStage;
       if constexpr (kInt8) {
-        MultiplyInt8(p, stage, warp, k + warp * kMine, scales, sum);
+        MultiplyInt8(p, stage, warp, scales + ((k + warp * 32) >> p.log_group), sum);
       } else {
         MultiplyBf16(stage, warp, sum);
       }
+      ProxyFence();  // the stage has been read
       __syncwarp();
       if (lane == 0) BarrierArrive(&s.empty[ring.stage]);
       ring.Advance();
     }
     if (kInt8 && lane == 0) BarrierArrive(&s.scales_empty[set]);
-    float* const mine = s.sums + (set * kChains + warp) * 2 * kSumFloats;
+    float* const mine = s.sums + (set * S::kChains + warp) * 2 * kSumFloats;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int n = lane / 4 + i % 2 * 8, row = lane % 4 * 2;
@@ -380,14 +356,15 @@ __device__ __forceinline__ void Consume(const StreamParams& p, const Shared& s) 
           make_float2(sum[i / 2][i % 2 * 2], sum[i / 2][i % 2 * 2 + 1]);
     }
     // Whoever writes this set again has passed the barrier of the next item, after the reads here.
-    NamedBarrierSync<1, 32 * kChains>();
-    Finish<kGated>(p, item, s.sums + set * kChains * 2 * kSumFloats);
+    NamedBarrierSync<1, 32 * S::kChains>();
+    Finish<kGated, S::kChains>(p, item, s.sums + set * S::kChains * 2 * kSumFloats);
     set ^= 1;
   }
 }
 
 template <bool kGated, bool kInt8>
-__global__ void __launch_bounds__(kThreads, 1) Stream(const __grid_constant__ StreamParams p) {
+__global__ void __launch_bounds__(Sizes<kInt8>::kThreads, 1)
+    Stream(const __grid_constant__ StreamParams p) {
   using S = Sizes<kInt8>;
   extern __shared__ uint8_t memory[];
   Shared s;
@@ -400,9 +377,9 @@ __global__ void __launch_bounds__(kThreads, 1) Stream(const __grid_constant__ St
   if (threadIdx.x == 0) {
     for (int i = 0; i < p.num_stages; ++i) {
       BarrierInit(&s.full[i], 1);
-      BarrierInit(&s.empty[i], kChains);
+      BarrierInit(&s.empty[i], S::kChains);
     }
-    for (int i = 0; i < 2; ++i) BarrierInit(&s.scales_empty[i], kChains);
+    for (int i = 0; i < 2; ++i) BarrierInit(&s.scales_empty[i], S::kChains);
     BarrierInitFence();
   }
   __syncthreads();
@@ -410,7 +387,7 @@ __global__ void __launch_bounds__(kThreads, 1) Stream(const __grid_constant__ St
   // have waited, that is known.
   if (kGated) AwaitEarlierKernels();
   AllowNextKernel();
-  if (threadIdx.x >= 32 * kChains) {
+  if (threadIdx.x >= 32 * S::kChains) {
     Producer<kGated, kInt8>(p, s).Run();
   } else {
     Consume<kGated, kInt8>(p, s);
@@ -430,7 +407,7 @@ void LaunchStream(Queue& queue, StreamParams p, int64_t num_rows) {
   Check(p.num_stages >= 2, "Moe: too many scales a row for few rows");
   const int64_t items = num_rows * (p.n / kItemWeights<kGated>);
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, Multiprocessors()));
-  LaunchOverlapped(queue, Stream<kGated, kInt8>, blocks, kThreads,
+  LaunchOverlapped(queue, Stream<kGated, kInt8>, blocks, S::kThreads,
                    S::Bytes(p.num_stages, p.scale_bytes), p);
 }
 
