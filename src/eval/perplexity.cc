@@ -73,7 +73,7 @@ Result<Perplexity> MeasurePerplexity(infer::Engine& engine,
     const auto length = static_cast<int64_t>(tokens.size());
     const Status room = state.Reserve(slot, length);
     for (int64_t at = 0; room.ok() && at < length;) {
-      const int64_t rows = std::min(engine.options().prefill_rows, length - at);
+      const int64_t rows = std::min(*engine.options().prefill_rows, length - at);
       Scratch scratch(engine.queue());
       const Tensor hidden = scratch.GetRows(engine.weights().activations(), rows, width);
       Forward(

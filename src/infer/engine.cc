@@ -37,6 +37,9 @@ Result<WeightType> TypeOf(const Checkpoint& checkpoint, const TextConfig& config
   return StoredWeightType(map);
 }
 
+// Of a prefill step.
+constexpr int64_t kPrefillRows = 512, kMostPrefillRows = 16384;
+
 int ThreadsOf(const EngineOptions& options) {
   return options.num_threads > 0 ? options.num_threads : AvailableCores();
 }
@@ -63,15 +66,26 @@ Status Engine::MakePlan(const TextConfig& config, WeightType type) {
   }
   options_.weights = type;
   if (!options_.kv) options_.kv = DefaultKvType(type);
-  MM01_ASSIGN_OR_RETURN(plan_, PlanMemory(config, {.weights = type,
-                                                   .kv = *options_.kv,
-                                                   .context_tokens = options_.context_tokens,
-                                                   .num_sequences = options_.num_sequences,
-                                                   .chunk_rows = options_.prefill_rows,
-                                                   .device = options_.device}));
+  const int64_t available = options_.memory_limit_bytes > 0 ? options_.memory_limit_bytes
+                                                            : AvailableMemoryBytes(options_.device);
+  int64_t rows = options_.prefill_rows.value_or(
+      options_.device == Device::kCpu
+          ? kPrefillRows
+          : std::clamp(options_.context_tokens, kPrefillRows, kMostPrefillRows));
+  for (;; rows = std::max(rows / 2, kPrefillRows)) {
+    MM01_ASSIGN_OR_RETURN(plan_, PlanMemory(config, {.weights = type,
+                                                     .kv = *options_.kv,
+                                                     .context_tokens = options_.context_tokens,
+                                                     .num_sequences = options_.num_sequences,
+                                                     .chunk_rows = rows,
+                                                     .device = options_.device}));
+    const bool may_shrink = !options_.prefill_rows && rows > kPrefillRows;
+    // The first steps, in which scratch memory finds its size, may take twice the workspace.
+    if (!may_shrink || plan_.total() + plan_.workspace <= available) break;
+  }
+  options_.prefill_rows = rows;
   if (options_.on_plan) options_.on_plan(plan_);
-  if (options_.memory_limit_bytes > 0) return CheckFits(plan_, options_.memory_limit_bytes);
-  return CheckFits(plan_, AvailableMemoryBytes(options_.device));
+  return CheckFits(plan_, available);
 }
 
 Result<std::unique_ptr<Engine>> Engine::Load(const std::string& model_dir, EngineOptions options) {

@@ -28,7 +28,9 @@ struct EngineOptions {
   int num_threads = 0;            // 0: one for each core this process may use
   int64_t context_tokens = 4096;  // of one sequence
   int64_t num_sequences = 1;
-  int64_t prefill_rows = 512;                      // rows of a prefill step
+  // Rows of a prefill step. Not given: 512, and on a GPU 16,384, which its experts want many of, or
+  // what of the context and the memory there is.
+  std::optional<int64_t> prefill_rows;
   int64_t memory_limit_bytes = 0;                  // 0: what the device has available
   std::function<void(const MemoryPlan&)> on_plan;  // before anything is loaded
   LoadProgress on_load;

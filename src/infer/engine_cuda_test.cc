@@ -73,6 +73,25 @@ class EngineCudaTest : public testing::Test {
   TempFolder folder_;
 };
 
+TEST_F(EngineCudaTest, StepsAreAsLongAsContextAndMemoryAllow) {
+  WriteTinyModel(folder_.path(), TinyConfig());
+  const auto load = [&](int64_t context, int64_t limit) {
+    auto engine = Engine::Load(folder_.path(), {.device = Device::kCuda,
+                                                .num_threads = 1,
+                                                .context_tokens = context,
+                                                .memory_limit_bytes = limit});
+    Check(engine.ok(), engine.status().message());
+    return std::move(*engine);
+  };
+  EXPECT_EQ(*load(100, 0)->options().prefill_rows, 512);
+  EXPECT_EQ(*load(3000, 0)->options().prefill_rows, 3000);
+  const auto whole = load(40'000, 0);
+  EXPECT_EQ(*whole->options().prefill_rows, 16384);
+  const int64_t enough = whole->plan().total() + whole->plan().workspace;
+  EXPECT_EQ(*load(40'000, enough)->options().prefill_rows, 16384);
+  EXPECT_EQ(*load(40'000, enough - 1)->options().prefill_rows, 8192);
+}
+
 TEST_F(EngineCudaTest, Float32EqualsTheCpu) {
   ExpectAgree(TinyConfig(), DType::kF32, 1e-5);
   ExpectAgree(ReleasedHeads(), DType::kF32, 1e-5);

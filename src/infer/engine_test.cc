@@ -102,6 +102,11 @@ TEST_F(EngineTest, RowsOfTheVocabularyWithoutATokenNeverWin) {
   }
 }
 
+TEST_F(EngineTest, AStepHas512RowsOnACpu) {
+  EXPECT_EQ(*(*Load({.context_tokens = 20'000}))->options().prefill_rows, 512);
+  EXPECT_EQ(*(*Load({.prefill_rows = 5}))->options().prefill_rows, 5);
+}
+
 TEST_F(EngineTest, CountsBelowOneAreRefused) {
   ExpectError(Load({.context_tokens = 0}).status(), Code::kInvalid, "context");
   ExpectError(Load({.num_sequences = 0}).status(), Code::kInvalid, "sequences");

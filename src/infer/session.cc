@@ -33,7 +33,7 @@ Status Session::Read(std::span<const int32_t> tokens, const PrefillProgress& pro
   MM01_RETURN_IF_ERROR(engine_->state().Reserve(slot_, total));
   // Steps end on the grid, so that later ones start with whole blocks.
   for (int64_t done = 0; done < total;) {
-    const int64_t rows = std::max<int64_t>(1, engine_->options().prefill_rows);
+    const int64_t rows = *engine_->options().prefill_rows;
     int64_t end = std::min(total, done + rows);
     const int64_t past = (length() + end - done) % kLightningBlock;
     if (end < total && past < end - done) end -= past;

@@ -23,22 +23,6 @@ namespace {
 constexpr int64_t kWidth = 6144, kInner = 9216, kExperts = 32, kChosen = 2;
 constexpr int64_t kMostTokens = 16384;
 constexpr int64_t kGroup = 128;
-// Random numbers are made once and repeated: a period that no row's length divides.
-constexpr int64_t kPeriod = 1'000'003;
-
-// Fills `count` elements on the device with `period` over and over.
-template <typename T>
-void Repeat(Queue& queue, const void* to, int64_t count, const std::vector<T>& period) {
-  auto* const out = static_cast<T*>(const_cast<void*>(to));
-  int64_t done = std::min(count, std::ssize(period));
-  queue.CopyToDevice(out, period.data(), done * static_cast<int64_t>(sizeof(T)));
-  while (done < count) {
-    const int64_t more = std::min(done, count - done);
-    queue.CopyOnDevice(out + done, out, more * static_cast<int64_t>(sizeof(T)));
-    done += more;
-  }
-}
-
 // One matrix of all experts, on the device and as its periods.
 struct Matrix {
   std::vector<Weight> stack;
@@ -50,7 +34,7 @@ struct Matrix {
       : stack(Weight::Stack(kExperts, type, n, k, Device::kCuda)), n(n), k(k) {
     const double deviation = 1.0 / std::sqrt(static_cast<double>(k));
     const bool int8 = type.dtype == DType::kI8;
-    for (uint64_t i = 0; i < kPeriod; ++i) {
+    for (uint64_t i = 0; i < kLongPeriod; ++i) {
       // Quantized numbers are even from -127 to 127, 73 in the root mean square.
       const double value = int8 ? deviation / 73 * (0.5 + RandomUniform(8, stream, i))
                                 : deviation * RandomNormal(8, stream, i);
@@ -74,16 +58,17 @@ struct Matrix {
     const int64_t first = (expert * n + row) * k;
     double sum = 0;
     for (int64_t begin = 0; begin < k; begin += kGroup) {
-      const int64_t at = (first + begin) % kPeriod;
+      const int64_t at = (first + begin) % kLongPeriod;
       double part = 0;
-      for (int64_t i = 0, j = at; i < kGroup; ++i, j = j + 1 == kPeriod ? 0 : j + 1) {
+      for (int64_t i = 0, j = at; i < kGroup; ++i, j = j + 1 == kLongPeriod ? 0 : j + 1) {
         const auto place = static_cast<size_t>(j);
         const double w = quantized.empty() ? ToFloat(values[place]) : quantized[place];
         part += w * x[static_cast<size_t>(begin + i)];
       }
-      sum += quantized.empty()
-                 ? part
-                 : part * ToFloat(values[static_cast<size_t>((first + begin) / kGroup % kPeriod)]);
+      sum +=
+          quantized.empty()
+              ? part
+              : part * ToFloat(values[static_cast<size_t>((first + begin) / kGroup % kLongPeriod)]);
     }
     return sum;
   }
@@ -111,7 +96,7 @@ class Layer {
       router.push_back(static_cast<float>(RandomNormal(8, 4, i) / std::sqrt(double{kWidth})));
     }
     h.queue().CopyToDevice(const_cast<void*>(router_.data()), router.data(), router_.bytes());
-    for (uint64_t i = 0; i < kPeriod; ++i) {
+    for (uint64_t i = 0; i < kLongPeriod; ++i) {
       x_period_.push_back(ToBF16(static_cast<float>(RandomNormal(8, 5, i))));
     }
     Repeat(h.queue(), x_.data(), kMostTokens * kWidth, x_period_);
@@ -186,7 +171,7 @@ class Layer {
     std::vector<double> x(kWidth), h(kInner), y(kWidth);
     for (int64_t i = 0; i < kWidth; ++i) {
       x[static_cast<size_t>(i)] =
-          ToFloat(x_period_[static_cast<size_t>((t * kWidth + i) % kPeriod)]);
+          ToFloat(x_period_[static_cast<size_t>((t * kWidth + i) % kLongPeriod)]);
     }
     const ReferenceRoute route = Route(t);
     for (size_t c = 0; c < route.experts.size(); ++c) {
@@ -240,7 +225,7 @@ void BenchDense(Harness& h, int64_t rows) {
   constexpr int64_t kN = 24576;
   Queue& queue = h.queue();
   std::vector<bf16> period, w_period;
-  for (uint64_t i = 0; i < kPeriod; ++i) {
+  for (uint64_t i = 0; i < kLongPeriod; ++i) {
     period.push_back(ToBF16(static_cast<float>(RandomNormal(8, 5, i))));
     w_period.push_back(
         ToBF16(static_cast<float>(RandomNormal(8, 1, i) / std::sqrt(double{kWidth}))));
@@ -261,8 +246,8 @@ void BenchDense(Harness& h, int64_t rows) {
     const int64_t row = i * 7919 % rows, n = i * 104729 % kN;
     double sum = 0;
     for (int64_t k = 0; k < kWidth; ++k) {
-      sum += double{ToFloat(period[static_cast<size_t>((row * kWidth + k) % kPeriod)])} *
-             ToFloat(w_period[static_cast<size_t>((n * kWidth + k) % kPeriod)]);
+      sum += double{ToFloat(period[static_cast<size_t>((row * kWidth + k) % kLongPeriod)])} *
+             ToFloat(w_period[static_cast<size_t>((n * kWidth + k) % kLongPeriod)]);
     }
     const double want = sum / (1.0 + std::exp(-sum));
     bf16 got;

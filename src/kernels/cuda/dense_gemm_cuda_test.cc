@@ -32,7 +32,9 @@ TEST_F(DenseGemmCudaTest, FollowsTheFormula) {
   for (const Shape& s :
        {Shape{1, 128, 64}, Shape{33, 256, 128}, Shape{64, 8, 8}, Shape{97, 136, 72},
         Shape{160, 384, 320}, Shape{192, 520, 64}, Shape{257, 264, 200}, Shape{320, 136, 136},
-        Shape{345, 64, 128}, Shape{600, 128, 640}, Shape{2300, 192, 64}}) {
+        Shape{345, 64, 128}, Shape{600, 128, 640}, Shape{2300, 192, 64}, Shape{200, 136, 192},
+        Shape{224, 256, 72}, Shape{450, 64, 64}, Shape{570, 136, 64}, Shape{700, 64, 64},
+        Shape{1060, 64, 64}, Shape{2001, 64, 64}}) {
     const Floats x = RandomBF16s(1, s.m * s.k), w = RandomBF16s(2, s.n * s.k);
     std::vector<double> want = ReferenceGemm(x, w, s.m, s.n, s.k);
     std::vector<double> silu;
@@ -59,7 +61,7 @@ TEST_F(DenseGemmCudaTest, ARowHasTheSameBitsForEveryM) {
   const CudaTensor all(queue, DType::kF32, {kM, kN});
   cuda::DenseGemm(queue, {.x = x, .w = w, .out = all});
   const Floats want = all.ToFloat();
-  for (const int64_t m : {1, 40, 70, 129, 161, 255, 280}) {
+  for (const int64_t m : {1, 40, 70, 129, 161, 200, 255, 280}) {
     const CudaTensor some(queue, DType::kF32, {m, kN});
     cuda::DenseGemm(queue, {.x = x.tensor().Rows(kM - m, kM), .w = w, .out = some});
     EXPECT_TRUE(SameBits(some.ToFloat(), Floats(want.end() - m * kN, want.end()))) << m;

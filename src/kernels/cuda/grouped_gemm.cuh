@@ -88,9 +88,10 @@ constexpr int kSharedBytes = 1024 + kStages* kBytesStage<kInt8> +
 static_assert(kBytesW<false> == kConsumers * kBytesStaging);
 static_assert(kSharedBytes<false> <= 227 * 1024 && kSharedBytes<true> <= 227 * 1024);
 
-// Tiles are made for 1, 2, 4, 5, 6, 8, 9 and 10 units.
+// Tiles are made for 1, 2 and 4 to 10 units; int8 has no registers for 7.
+template <bool kInt8>
 __host__ __device__ constexpr int FitUnits(int units) {
-  return units == 3 || units == 7 ? units + 1 : units;
+  return units == 3 || (kInt8 && units == 7) ? units + 1 : units;
 }
 
 // The tiles of one cluster. A group's tiles of x go side by side through the same weights.
@@ -114,12 +115,11 @@ class TileWalk {
     // A cluster's next tile is not always the same one of the group: they differ in size.
     const int turn = tile.pair * tiles_ / (static_cast<int>(gridDim.x) / 2);
     const int i = (id_ % tiles_ + turn) % tiles_;
-    const int size = units_ / tiles_, larger = units_ % tiles_;
-    const int begin = i * size + min(i, larger), end = begin + size + (i < larger ? 1 : 0);
+    const int begin = BeginOf(i), end = BeginOf(i + 1);
     tile.expert = group_.expert;
     tile.row = group_.first + begin * kUnit;
     tile.rows = min((end - begin) * kUnit, group_.rows - begin * kUnit);
-    tile.units = FitUnits(end - begin);
+    tile.units = FitUnits<kInt8>(end - begin);
     id_ += gridDim.x / 2;
     return true;
   }
@@ -132,9 +132,18 @@ class TileWalk {
       const int64_t first = at_ * kMaxGroupRows;
       group_ = {0, static_cast<int>(min(p_.num_rows - first, kMaxGroupRows)), first};
     }
-    // Of about the same size. 256 rows are the most that one instruction takes.
     units_ = (group_.rows + kUnit - 1) / kUnit;
-    tiles_ = units_ % 8 == 0 ? units_ / 8 : (units_ + kMostUnits<kInt8> - 1) / kMostUnits<kInt8>;
+    tiles_ = units_ % 8 == 0 || units_ % 8 == 7
+                 ? (units_ + 7) / 8
+                 : (units_ + kMostUnits<kInt8> - 1) / kMostUnits<kInt8>;
+  }
+
+  // The first unit of the group's tile i. 8 units are cheapest a row, as the most that one
+  // instruction takes; then the most that a tile takes. Fewer than 8 are of about the same size.
+  __device__ int BeginOf(int i) const {
+    const int beyond = units_ - 8 * tiles_;
+    if (beyond >= 0) return 8 * i + min((kMostUnits<kInt8> - 8) * i, beyond);
+    return i * (units_ / tiles_) + min(i, units_ % tiles_);
   }
 
   const GroupedGemmParams& p_;
@@ -538,7 +547,7 @@ __device__ __forceinline__ void ConsumeUnits(const GroupedGemmParams& p, const S
   if (tile.units == kUnits) {
     ConsumeTile<kStore, kInt8, kUnits * kUnit>(p, s, ring, tile, rank, consumer);
   } else if constexpr (kUnits > 1) {
-    constexpr int kNext = FitUnits(kUnits - 1) == kUnits - 1 ? kUnits - 1 : kUnits - 2;
+    constexpr int kNext = FitUnits<kInt8>(kUnits - 1) == kUnits - 1 ? kUnits - 1 : kUnits - 2;
     ConsumeUnits<kStore, kInt8, kNext>(p, s, ring, tile, rank, consumer);
   }
 }

@@ -221,6 +221,7 @@ TEST_F(MoeCudaTest, ManyRowsFollowTheFormula) {
   constexpr Bf16Case kCases[] = {
       {"a few rows each", 130, 32, 2, 128, 128},
       {"one expert, one tile", 129, 1, 1, 64, 128},
+      {"210 rows an expert", 210, 2, 2, 64, 192},
       {"257 rows an expert", 257, 2, 2, 192, 64},
       {"320 rows an expert", 320, 2, 2, 64, 192},
       {"many tiles of both", 700, 3, 2, 320, 448, 0.0, 7},
