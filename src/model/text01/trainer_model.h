@@ -17,6 +17,7 @@
 #include "base/status.h"
 #include "device/queue.h"
 #include "io/checkpoint.h"
+#include "kernels/moe/moe_backward.h"
 #include "model/text01/config.h"
 #include "tensor/tensor.h"
 
@@ -36,13 +37,12 @@ struct TrainBatch {
   std::vector<int64_t> cu_seqlens;  // [N + 1]
 };
 
-enum class AuxiliaryForm { kPaper, kTransformers };  // docs: (1/E) sum f m, or E sum f P
-
 struct TrainOptions {
   AuxiliaryForm auxiliary_form = AuxiliaryForm::kTransformers;
   double auxiliary_coefficient = 0.001;
   double capacity_factor = 0;  // 0: dropless; else an expert takes ceil(T k / E factor) rows
   int64_t max_tokens = 0;      // most rows of one pass: what memory is planned for
+  int64_t vocab_used = 0;      // rows of the head that are tokens; 0: all of them
   bool exact = false;          // on a GPU: float32 products
 };
 
