@@ -11,6 +11,7 @@ namespace mm01::train {
 namespace {
 
 constexpr double kWidth = 720, kHeight = 260;
+constexpr double kHeatWidth = 1440;  // heat maps are as wide as two charts
 constexpr double kLeft = 58, kRight = 14, kTop = 12, kBottom = 26;
 
 using Points = std::vector<std::pair<double, double>>;
@@ -32,8 +33,8 @@ std::string Number(double x) {
   const double size = std::abs(x);
   if (size >= 1e6) return fmt::format("{:g}M", std::round(x / 1e4) / 100);
   if (size >= 1e4) return fmt::format("{:g}k", std::round(x / 100) / 10);
-  if (size != 0 && size < 1e-3) return fmt::format("{:.1e}", x);
-  return fmt::format("{:g}", std::round(x * 1e4) / 1e4);
+  if (size != 0 && size < 1e-4) return fmt::format("{:.1e}", x);
+  return fmt::format("{:g}", std::round(x * 1e5) / 1e5);
 }
 
 // 1, 2 or 5 times a power of ten, so that about `count` fit.
@@ -187,9 +188,9 @@ std::string ToSvg(const LineChart& chart) {
 
 std::string ToSvg(const HeatMap& map) {
   if (map.values.empty() || map.values[0].empty()) return "";
-  constexpr double kRow = 8, kGap = 5, kLabel = 58;
+  constexpr double kRow = 6, kGap = 5, kLabel = 58;
   const size_t columns = map.values[0].size();
-  const double cell = (kWidth - kLabel - kRight) / static_cast<double>(columns);
+  const double cell = (kHeatWidth - kLabel - kRight) / static_cast<double>(columns);
   const auto groups = static_cast<double>(map.values.size() / map.group_rows);
   const double height = static_cast<double>(map.values.size()) * kRow + groups * kGap + kBottom;
   std::array<std::string, kHeat.size()> paths;  // one of each colour keeps the page small
@@ -212,12 +213,12 @@ std::string ToSvg(const HeatMap& map) {
       c = end;
     }
   }
-  std::string svg = fmt::format("<svg viewBox='0 0 {} {:.0f}' role=img>", kWidth, height);
+  std::string svg = fmt::format("<svg viewBox='0 0 {} {:.0f}' role=img>", kHeatWidth, height);
   for (size_t i = 0; i < paths.size(); ++i) {
     if (!paths[i].empty()) svg += fmt::format("<path fill='{}' d='{}'/>", kHeat[i], paths[i]);
   }
   svg += labels;
-  for (const auto& [x, at] : {std::pair(kLabel, map.first_x), {kWidth - kRight, map.last_x}}) {
+  for (const auto& [x, at] : {std::pair(kLabel, map.first_x), {kHeatWidth - kRight, map.last_x}}) {
     svg += fmt::format("<text class=tick text-anchor={} x={:.1f} y={:.1f}>{}</text>",
                        x == kLabel ? "start" : "end", x, height - 8, Number(at));
   }

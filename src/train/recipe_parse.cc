@@ -285,6 +285,7 @@ class CrossCheck {
     const ValidationSpec& v = recipe_.validation;
     if (!v.source.empty()) Known(sources, "validation.source", v.source);
     if (v.every > 0 && v.source.empty()) root_.Error("validation.source is missing");
+    CheckTokens();
     CheckSchedule();
   }
 
@@ -309,6 +310,18 @@ class CrossCheck {
             "task '{}' has samples of {} tokens or more, wanted at most the {} of the stage",
             t.name, t.length.min, stage.length));
       }
+    }
+  }
+  // Tokens are counted in an int64_t.
+  void CheckTokens() {
+    double tokens = 0;
+    for (const StageSpec& s : recipe_.stages) {
+      for (const BatchChange& change : s.batch) {
+        tokens += static_cast<double>(s.steps) * static_cast<double>(change.tokens);
+      }
+    }
+    if (tokens > 0x1p60) {
+      root_.Error(fmt::format("the stages have {:.2g} tokens, wanted at most 1e18", tokens));
     }
   }
   void CheckSchedule() {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -193,8 +194,8 @@ class Page {
       Card(fmt::format("{:.0f} %", 100 * points.back().second),
            fmt::format("needles found at {}", FormatCount(length)));
     }
-    Card(fmt::format("{:.0f}", Thin(log_.steps.at("tokens_per_second"), 1).front().second),
-         "tokens/s, mean");
+    const double speed = Thin(log_.steps.at("tokens_per_second"), 1).front().second;
+    Card(FormatCount(std::llround(speed)), "tokens/s, mean");
     if (Last("mfu") > 0) Card(fmt::format("{:.1f} %", 100 * Last("mfu")), "MFU");
     Card(FormatBytes(Last("memory_bytes")), "memory");
     Card(fmt::format("{}", log_.skipped.size()), "skipped steps", !log_.skipped.empty());
@@ -316,7 +317,9 @@ class Page {
 Result<std::string> MakeReport(const std::string& run) {
   MM01_ASSIGN_OR_RETURN(const Log log, ReadLog(run + "/metrics.jsonl"));
   const Result<std::string> recipe = ReadFile(run + "/recipe.toml", 1 << 20);
-  const std::string name = std::filesystem::path(run).lexically_normal().filename().string();
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::weakly_canonical(run, error);
+  const std::string name = path.filename().string();
   return Page(log, name.empty() ? run : name, recipe.ok() ? *recipe : "").Html();
 }
 
