@@ -105,9 +105,9 @@ class CliTest : public testing::Test {
   fs::path folder_;
 };
 
-const std::vector<std::string> kCommands = {"generate",   "chat",     "perplexity", "inspect",
-                                            "compare",    "quantize", "state",      "bench",
-                                            "completion", "serve"};
+const std::vector<std::string> kCommands = {"generate", "chat",  "perplexity", "inspect", "compare",
+                                            "quantize", "state", "bench",      "data",    "train",
+                                            "report",   "eval",  "completion", "serve"};
 
 // tests/goldens/help/NAME.txt: the command in its first line, then what it prints.
 TEST_F(CliTest, HelpIsAsItWas) {
@@ -184,6 +184,13 @@ TEST_F(CliTest, BadInputIsOneSentenceAndExitCode2) {
       {"state model/model.safetensors", "is no saved state"},
       {"compare model nowhere", "nowhere"},
       {"quantize model model", "has 3 entries, wanted a new or empty folder"},
+      {"data build in set", "--tokenizer is missing"},
+      {"data bild in set", "ACTION is 'bild', wanted build or preview"},
+      {"data build nowhere set --tokenizer model", "nowhere: cannot open"},
+      {"data preview nowhere --tokenizer model", "nowhere/data.json: cannot open"},
+      {"train nowhere.toml", "nowhere.toml: cannot open"},
+      {"report nowhere", "nowhere/metrics.jsonl: cannot open"},
+      {"eval noodle model", "TASK is 'noodle', wanted needle"},
       {"completion csh", "SHELL is 'csh', wanted one of bash, zsh, fish"},
   };
   for (const BadCase& c : cases) {
@@ -343,6 +350,98 @@ TEST_F(CliTest, ChatAnswersEveryLineAndObeysCommands) {
   EXPECT_NE(got.err.find("/nonsense is no command"), std::string::npos) << got.err;
   EXPECT_EQ(std::count(got.err.begin(), got.err.end(), '%'), 0) << got.err;
   EXPECT_TRUE(fs::exists(folder_ / "a.chat.json"));
+}
+
+std::string SmallRecipe() {
+  return R"(name = "small"
+tokenizer = "model"
+pass_tokens = 64
+[model]
+layers = 2
+pattern = "LS"
+vocab = 259
+hidden = 32
+heads = 2
+head_dim = 16
+ffn = 16
+experts = 2
+[schedule]
+learning_rate = 0.01
+[[source]]
+name = "text"
+data = "set"
+[[stage]]
+steps = 8
+length = 32
+batch_tokens = 64
+mix = { text = 1 }
+[validation]
+source = "text"
+every = 4
+tokens = 64
+[sample]
+every = 4
+prompt = "the"
+tokens = 4
+)";
+}
+
+TEST_F(CliTest, TextBecomesADataSetThatTrainsAModel) {
+  std::string text;
+  for (int i = 0; i < 20; ++i) text += "the cat and the dog " + std::to_string(i) + '\0';
+  WriteText(folder_ / "text.txt", text);
+  const Outcome built = Run("data build text.txt set --tokenizer model --quiet");
+  EXPECT_EQ(built.exit_code, 0) << built.err;
+  EXPECT_NE(built.out.find("set: 20 documents"), std::string::npos) << built.out;
+  const Outcome shown = Run("data preview set --tokenizer model --rows 1");
+  EXPECT_NE(shown.out.find("|t|h|e| |c|a|t|"), std::string::npos) << shown.out;
+
+  WriteText(folder_ / "small.toml", SmallRecipe());
+  const Outcome rows = Run("data preview small.toml --rows 1");
+  EXPECT_NE(rows.out.find("row 0 of 'text', 32 tokens"), std::string::npos) << rows.out;
+  const Outcome dry = Run("train small.toml --dry-run --threads 1");
+  EXPECT_EQ(dry.exit_code, 0) << dry.err;
+  EXPECT_NE(dry.out.find("stage 0: 8 steps of 64 tokens"), std::string::npos) << dry.out;
+  const Outcome first = Run("train small.toml --out run --threads 1 --stop-after 5");
+  EXPECT_EQ(first.exit_code, 0) << first.err;
+  EXPECT_NE(first.err.find("5/8  loss "), std::string::npos) << first.err;
+  const Outcome again = Run("train small.toml --out run");
+  EXPECT_EQ(again.exit_code, 2);
+  EXPECT_NE(again.err.find("has checkpoints already"), std::string::npos) << again.err;
+  const Outcome rest = Run("train small.toml --out run --threads 1 --resume --ranks 2");
+  EXPECT_EQ(rest.exit_code, 0) << rest.err;
+  EXPECT_NE(rest.err.find("going on from step 5"), std::string::npos) << rest.err;
+  EXPECT_EQ(RunJson("generate run/model --max-tokens 3 --ignore-end the")["tokens"].size(), 3u);
+  EXPECT_EQ(Run("report run").exit_code, 0);
+  EXPECT_TRUE(fs::exists(folder_ / "run/report.html"));
+}
+
+TEST_F(CliTest, ATerminatedTrainingIsSavedAndGoesOn) {
+  WriteText(folder_ / "text.txt", std::string(4000, 'x'));
+  std::string recipe = SmallRecipe();
+  recipe.replace(recipe.find("data = \"set\""), 12, "data = \"text.txt\"");
+  recipe.replace(recipe.find("steps = 8"), 9, "steps = 1000000");
+  WriteText(folder_ / "small.toml", recipe);
+  const std::string command =
+      "cd '" + folder_.string() + "' && '" + MM01_BINARY +
+      "' train small.toml --out run --threads 1 2>err & p=$!; cd '" + folder_.string() +
+      "'; while [ ! -s run/metrics.jsonl ]; do sleep 0.05; done; kill -TERM $p; wait $p";
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 130);
+  EXPECT_NE(ReadText(folder_ / "err").find("stopped and saved"), std::string::npos);
+  EXPECT_FALSE(fs::is_empty(folder_ / "run/checkpoints"));
+}
+
+TEST_F(CliTest, NeedlesAreCounted) {
+  Json words = Json::array();
+  for (int i = 0; i < 200; ++i) words.push_back("word" + std::to_string(i));
+  WriteText(folder_ / "words.json", words.dump());
+  WriteText(folder_ / "hay.txt", "grass and flowers ");
+  const Json report = RunJson(
+      "eval needle model --length 700 --trials 2 --seed 1 --text hay.txt --words words.json");
+  EXPECT_EQ(report["accuracy"], 0);
+  EXPECT_EQ(report["results"].size(), 2u);
+  EXPECT_EQ(report["results"][1]["depth"], 0.95);
 }
 
 TEST_F(CliTest, CompletionKnowsEveryCommand) {

@@ -14,6 +14,10 @@ void AddQuantize(CommandLine& line);
 void AddServe(CommandLine& line);
 void AddState(CommandLine& line);
 void AddBench(CommandLine& line);
+void AddData(CommandLine& line);
+void AddTrain(CommandLine& line);
+void AddReport(CommandLine& line);
+void AddEval(CommandLine& line);
 void AddCompletion(CommandLine& line);
 
 }  // namespace mm01::cli

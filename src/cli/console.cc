@@ -16,10 +16,10 @@ bool print_failed = false;
 std::atomic<int> num_interrupts{0};
 static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may not wait");
 
-void OnInterrupt(int) {
+void OnInterrupt(int signal) {
   if (num_interrupts.fetch_add(1) < 2) return;
-  std::signal(SIGINT, SIG_DFL);
-  std::raise(SIGINT);
+  std::signal(signal, SIG_DFL);
+  std::raise(signal);
 }
 
 int ExitCode(Code code) {
@@ -82,10 +82,12 @@ InterruptScope::InterruptScope() {
   sigemptyset(&action.sa_mask);
   action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
 }
 
 InterruptScope::~InterruptScope() {
   std::signal(SIGINT, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
 }
 
 bool InterruptScope::requested() {

@@ -37,8 +37,8 @@ class Notes {
 bool InputIsTerminal();
 bool OutputIsTerminal();
 
-// While one lives, Ctrl-C sets a flag and the program goes on, to stop where it is safe. The third
-// Ctrl-C ends it at once. One at a time.
+// While one lives, Ctrl-C or SIGTERM sets a flag and the program goes on, to stop where it is safe.
+// The third ends it at once. One at a time.
 class InterruptScope {
  public:
   InterruptScope();

@@ -24,6 +24,10 @@ int Run(const std::vector<std::string>& words) {
   AddServe(line);
   AddState(line);
   AddBench(line);
+  AddData(line);
+  AddTrain(line);
+  AddReport(line);
+  AddEval(line);
   AddCompletion(line);
   const int code = line.Run(words);
   if (!PrintFailed()) return code;
