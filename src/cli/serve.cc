@@ -99,6 +99,11 @@ bool IsLoopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
 }
 
+// Of a step, which those who write wait for: enough to keep the device busy, and no more.
+int64_t StepRows(Device device) {
+  return device == Device::kCpu ? 512 : 4096;
+}
+
 class ServeRun {
  public:
   explicit ServeRun(const ServeFlags& flags) : flags_(flags), notes_(flags.model.quiet) {}
@@ -124,16 +129,16 @@ class ServeRun {
     MM01_ASSIGN_OR_RETURN(const TextConfig config, LoadTextConfig(flags_.model.model));
     MM01_ASSIGN_OR_RETURN(const WeightType weights,
                           WeightsInMemory(flags_.model.weights, flags_.model.model));
-    MM01_ASSIGN_OR_RETURN(const Device device, ChosenDevice(flags_.model.device));
+    MM01_ASSIGN_OR_RETURN(device_, ChosenDevice(flags_.model.device));
     const MemoryOptions options{.weights = weights,
                                 .kv = KvType(flags_.model.kv).value_or(DefaultKvType(weights)),
                                 .context_tokens = flags_.model.context.value_or(kDefaultContext),
                                 .num_sequences = flags_.sequences,
-                                .chunk_rows = infer::EngineOptions().prefill_rows,
-                                .device = device};
-    const int64_t beside = device == Device::kCpu ? flags_.snapshot_memory << 20 : 0;
+                                .chunk_rows = StepRows(device_),
+                                .device = device_};
+    const int64_t beside = device_ == Device::kCpu ? flags_.snapshot_memory << 20 : 0;
     MM01_ASSIGN_OR_RETURN(const ServePlan plan,
-                          PlanServe(config, options, beside, infer::AvailableMemoryBytes(device)));
+                          PlanServe(config, options, beside, infer::AvailableMemoryBytes(device_)));
     notes_.WriteFaint(plan.ToText());
     return CheckServeFits(config, plan);
   }
@@ -158,6 +163,7 @@ class ServeRun {
     MM01_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(flags_.model,
                                                        {.context_tokens = kDefaultContext,
                                                         .num_sequences = flags_.sequences,
+                                                        .prefill_rows = StepRows(device_),
                                                         .on_plan = [](const MemoryPlan&) {}},
                                                        notes_));
     if (model.engine->tokenizer() == nullptr) {
@@ -167,6 +173,7 @@ class ServeRun {
     MM01_ASSIGN_OR_RETURN(
         service_, infer::Service::Start(std::move(model.engine),
                                         {.max_queue = flags_.queue,
+                                         .step_rows = StepRows(device_),
                                          .snapshot_bytes = flags_.snapshot_memory << 20,
                                          .snapshot_dir = flags_.snapshot_dir.value_or(""),
                                          .snapshot_disk_bytes = flags_.snapshot_disk << 20}));
@@ -181,6 +188,7 @@ class ServeRun {
 
   const ServeFlags& flags_;
   Notes notes_;
+  Device device_ = Device::kCpu;
   std::string host_;
   // The service ends before the server: its listeners hold connections.
   std::unique_ptr<server::Api> api_;
