@@ -10,6 +10,7 @@ namespace mm01::cli {
 namespace {
 
 constexpr int64_t kUsefulContext = 1024;  // a smaller one is no change to offer
+constexpr int64_t kMostContext = int64_t{1} << 30;
 constexpr int64_t kInt8Group = 128;
 
 std::string Bytes(int64_t n) {
@@ -37,7 +38,7 @@ int64_t Largest(int64_t high, const std::function<bool(int64_t)>& fits) {
 }
 
 int64_t LongestContext(const TextConfig& config, MemoryOptions options, int64_t room) {
-  return Largest(config.max_position_embeddings, [&](int64_t context) {
+  return Largest(kMostContext, [&](int64_t context) {
     options.context_tokens = context;
     return Fits(config, options, room);
   });

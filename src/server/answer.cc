@@ -115,12 +115,14 @@ Status Answer::Submit() {
     auto listener = std::make_shared<ChoiceListener>(shared_from_this(), i);
     MM01_ASSIGN_OR_RETURN(const infer::Service::Id id,
                           service_.Submit(std::move(plan_.requests[i]), std::move(listener)));
-    const std::lock_guard lock(mutex_);
-    if (is_over_) {
-      service_.Cancel(id);
-      return Status::Cancelled("the client is gone");
+    std::unique_lock lock(mutex_);
+    if (!is_over_) {
+      ids_.push_back(id);
+      continue;
     }
-    ids_.push_back(id);
+    lock.unlock();
+    service_.Cancel(id);
+    return Status::Cancelled("the client is gone");
   }
   return Status::Ok();
 }

@@ -29,7 +29,17 @@ def test_chats(client):
     assert answer.usage.completion_tokens <= 16
     again = client.chat.completions.create(model="nano", messages=HELLO, max_tokens=16, seed=1)
     assert again.choices[0].message.content == answer.choices[0].message.content
-    assert again.usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_what_was_read_is_not_read_again(client):
+    book = "The sea was calm that night, and nobody spoke. " * 40
+    question = lambda text: [{"role": "user", "content": [{"type": "text", "text": book},
+                                                          {"type": "text", "text": text}]}]
+    ask = lambda text: client.chat.completions.create(model="nano", messages=question(text),
+                                                      max_tokens=2).usage
+    assert ask("Who spoke?").prompt_tokens_details.cached_tokens == 0
+    second = ask("Was it night?")
+    assert second.prompt_tokens_details.cached_tokens > 0.8 * second.prompt_tokens
 
 
 def test_streams_what_it_answers_whole(client):

@@ -122,7 +122,7 @@ def test_a_dropped_file_and_its_progress(browser):
       dispatchEvent(new DragEvent('drop', {dataTransfer: files}));""", book)
     wait(browser, lambda b: "the-iron-heel.txt" in find(b, "#files").text)
     find(browser, "#input").send_keys("Who is Ernest?", Keys.ENTER)
-    wait(browser, lambda b: "tokens" in find(b, "#progress").text or is_idle(b))
+    wait(browser, lambda b: " left" in find(b, "#progress").text or is_idle(b))
     shoot(browser, "long-prefill")
     wait(browser, is_idle)
     assert "the-iron-heel.txt" in find(browser, ".message.user").text
