@@ -9,6 +9,9 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <utility>
+
 #include "device/check_cuda.cuh"
 #include "device/queue.h"
 
@@ -24,20 +27,45 @@ __device__ __forceinline__ void AllowNextKernel() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 
+// Asks for memory in L2, also before the wait: L2 is where what other kernels write is seen.
+// Address and bytes are multiples of 16.
+__device__ __forceinline__ void PrefetchToL2(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
+               "r"(bytes)
+               : "memory");
+}
+
+// `carveout`: the percentage of a multiprocessor's memory that is shared memory, not first-level
+// cache. A multiprocessor changes it only when it is empty: kernels that ask for different ones
+// do not overlap, whatever they allow.
 template <typename... Params, typename... Args>
-void LaunchOverlapped(Queue& queue, void (*kernel)(Params...), dim3 grid, dim3 block,
-                      size_t shared_bytes, Args&&... args) {
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+void LaunchOverlappedAt(Queue& queue, int carveout, void (*kernel)(Params...), dim3 grid,
+                        dim3 block, size_t shared_bytes, Args&&... args) {
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  attributes[1].val.sharedMemCarveout = static_cast<unsigned>(carveout);
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = queue.stream();
-  config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = carveout == cudaSharedmemCarveoutDefault ? 1 : 2;
   CheckCuda(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
+}
+
+// Small grids, those of decoding, all ask for as much shared memory as there is, which the kernels
+// that stream weights need. Large ones have what the driver thinks best.
+template <typename... Params, typename... Args>
+void LaunchOverlapped(Queue& queue, void (*kernel)(Params...), dim3 grid, dim3 block,
+                      size_t shared_bytes, Args&&... args) {
+  const int64_t blocks = int64_t{grid.x} * grid.y * grid.z;
+  LaunchOverlappedAt(queue,
+                     blocks <= 4 * Multiprocessors() ? cudaSharedmemCarveoutMaxShared
+                                                     : cudaSharedmemCarveoutDefault,
+                     kernel, grid, block, shared_bytes, std::forward<Args>(args)...);
 }
 
 }  // namespace mm01::cuda

@@ -266,6 +266,24 @@ __device__ __forceinline__ void FinishTile(const Params& p, int at, int turn,
   __syncwarp();
 }
 
+// What the first `asked` steps of all chains leave of the block's first two tiles comes to L2: the
+// memory works on while the kernels ahead end. A warp asks for a row.
+__device__ __forceinline__ void AskForTiles(const Params& p, int asked) {
+  const int k = p.args.k, warp = static_cast<int>(threadIdx.x) / 32;
+  static_assert(kChains == kTileRows);
+  if (threadIdx.x % 32 != 0) return;
+  int first = asked * kChains * kStep;
+  for (int at = static_cast<int>(blockIdx.x), i = 0; i < 2 && at < p.num_tiles;
+       at += static_cast<int>(gridDim.x), ++i, first = 0) {
+    const Tile tile = TileAt(p.args, at);
+    const StreamProduct& product = p.args.product[tile.product];
+    const int row = tile.row + warp;
+    if (row >= product.n || first >= k) continue;
+    PrefetchToL2(static_cast<const int8_t*>(product.w) + static_cast<int64_t>(row) * k + first,
+                 k - first);
+  }
+}
+
 template <int kGroup, int kColumns>
 struct Shared {
   Stage<kGroup> stage[kChains][kAhead<kColumns>];
@@ -282,6 +300,7 @@ __global__ void __launch_bounds__(kThreads, 1) StreamInt8(const __grid_constant_
   auto& stages = shared.stage[warp];
   Loader<kGroup> loader(p);
   for (auto& stage : stages) loader.Next(stage);
+  AskForTiles(p, kAhead<kColumns>);
   AwaitEarlierKernels();
 
   int next = 0;
@@ -305,19 +324,19 @@ template <int kGroup, int kColumns>
 void Launch(Queue& queue, const Params& p) {
   constexpr int kBytes = sizeof(Shared<kGroup, kColumns>);
   static const bool prepared = [] {
-    const auto set = [](cudaFuncAttribute attribute, int value) {
-      CheckCuda(cudaFuncSetAttribute(StreamInt8<kGroup, kColumns>, attribute, value));
-    };
-    set(cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    // The rest is the first-level cache, for x.
-    constexpr int kMost = 228 << 10, kReserved = 1 << 10;
-    set(cudaFuncAttributePreferredSharedMemoryCarveout, (100 * (kBytes + kReserved)) / kMost + 1);
+    CheckCuda(cudaFuncSetAttribute(StreamInt8<kGroup, kColumns>,
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
     return true;
   }();
   static_cast<void>(prepared);
-  const int blocks = std::min(p.num_tiles, Multiprocessors());
-  LaunchOverlapped(queue, StreamInt8<kGroup, kColumns>, dim3(static_cast<unsigned>(blocks)),
-                   kThreads, kBytes, p);
+  const auto blocks = static_cast<unsigned>(std::min(p.num_tiles, Multiprocessors()));
+  // Of 256 KB at most 228 are shared memory. Where the 28 do not hold x, all but the block's own
+  // is first-level cache.
+  constexpr int kMost = 228 << 10, kReserved = 1 << 10, kLeastCache = 28 << 10;
+  constexpr int kOwn = (100 * (kBytes + kReserved)) / kMost + 1;
+  const bool x_fits = p.args.m * p.args.k * SizeOf(DType::kBF16) <= kLeastCache - (4 << 10);
+  LaunchOverlappedAt(queue, x_fits ? int{cudaSharedmemCarveoutMaxShared} : kOwn,
+                     StreamInt8<kGroup, kColumns>, blocks, kThreads, kBytes, p);
 }
 
 }  // namespace

@@ -48,12 +48,6 @@ struct alignas(128) Shared {
   uint64_t full;
 };
 
-__device__ __forceinline__ void PrefetchToL2(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
-               "r"(bytes)
-               : "memory");
-}
-
 // The sum over 16 lanes of x[i], in lanes i * 16 / kCount and on: a butterfly that first halves
 // what is still carried. The order of the sum does not depend on kCount.
 template <int kCount>

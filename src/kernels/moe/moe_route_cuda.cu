@@ -18,6 +18,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBlockTokens = 256;  // whose choices one block counts
 constexpr int kMaxExperts = 256;
+constexpr int kMostChoices = 8;  // of a token
 
 int Blocks(int64_t items, int64_t a_block) {
   return static_cast<int>((items + a_block - 1) / a_block);
@@ -403,54 +404,32 @@ __device__ __forceinline__ void Choose(const float* logits, int num_experts, int
   weight = share / sum;
 }
 
+// Lane i < k returns a choice of the token, all others -1.
 template <int kSlots>
-__device__ __forceinline__ void ChooseFor(const ChoiceParams& p, int64_t token) {
+__device__ __forceinline__ int ChooseFor(const ChoiceParams& p, int64_t token, int& expert) {
   const int k = static_cast<int>(p.r.k);
-  int expert, place;
+  int place;
   float weight;
   Choose<kSlots>(p.logits + token * p.logits_stride, static_cast<int>(p.r.num_experts), k, expert,
                  weight, place);
-  if (threadIdx.x % 32 < k) {
-    p.r.expert[token * k + place] = expert;
-    p.r.weight[token * k + place] = weight;
-  }
+  if (threadIdx.x % 32 >= k) return -1;
+  p.r.expert[token * k + place] = expert;
+  p.r.weight[token * k + place] = weight;
+  return place;
 }
 
 // A warp a token.
 template <int kSlots>
 __global__ void __launch_bounds__(kThreads) ChooseExperts(const __grid_constant__ ChoiceParams p) {
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (token < p.r.tokens) ChooseFor<kSlots>(p, token);
+  int expert;
+  if (token < p.r.tokens) ChooseFor<kSlots>(p, token, expert);
 }
 
-// From the rows of each block of tokens to the first row of each, and the groups. One block.
-__device__ void NumberRows(const Routing& r) {
-  __shared__ int part[kThreads], total[kMaxExperts], first[kMaxExperts];
+// From the rows of each expert to the first of each, and the groups. One block.
+__device__ __forceinline__ void NumberExperts(const Routing& r, const int* total, int* first) {
   __shared__ int64_t warp_sum[kWarps];
   const int num_experts = static_cast<int>(r.num_experts);
-  const int num_blocks = static_cast<int>((r.tokens + kBlockTokens - 1) / kBlockTokens);
-  int columns = 1;
-  while (columns < num_experts) columns *= 2;
-  const int segments = kThreads / columns;
-  const int expert = threadIdx.x % columns, segment = threadIdx.x / columns;
-  const int length = (num_blocks + segments - 1) / segments;
-  const int begin = min(segment * length, num_blocks), end = min(begin + length, num_blocks);
-  int rows = 0;
-  if (expert < num_experts) {
-    for (int b = begin; b < end; ++b) rows += r.block_rows[b * num_experts + expert];
-  }
-  part[threadIdx.x] = rows;
-  __syncthreads();
-  if (segment == 0 && expert < num_experts) {
-    int sum = 0;
-    for (int i = 0; i < segments; ++i) {
-      const int n = part[i * columns + expert];
-      part[i * columns + expert] = sum;
-      sum += n;
-    }
-    total[expert] = sum;
-  }
-  __syncthreads();
   // Rows (low) and groups (high) of the experts up to each thread's own.
   static_assert(kMaxExperts == kThreads);
   const int e = threadIdx.x, rows_of_e = e < num_experts ? total[e] : 0;
@@ -475,6 +454,36 @@ __device__ void NumberRows(const Routing& r) {
     *group++ = {e, min(size, rows_of_e - at), first[e] + at};
   }
   __syncthreads();
+}
+
+// From the rows of each block of tokens to the first row of each, and the groups. One block.
+__device__ void NumberRows(const Routing& r) {
+  __shared__ int part[kThreads], total[kMaxExperts], first[kMaxExperts];
+  const int num_experts = static_cast<int>(r.num_experts);
+  const int num_blocks = static_cast<int>((r.tokens + kBlockTokens - 1) / kBlockTokens);
+  int columns = 1;
+  while (columns < num_experts) columns *= 2;
+  const int segments = kThreads / columns;
+  const int expert = threadIdx.x % columns, segment = threadIdx.x / columns;
+  const int length = (num_blocks + segments - 1) / segments;
+  const int begin = min(segment * length, num_blocks), end = min(begin + length, num_blocks);
+  int rows = 0;
+  if (expert < num_experts) {
+    for (int b = begin; b < end; ++b) rows += r.block_rows[b * num_experts + expert];
+  }
+  part[threadIdx.x] = rows;
+  __syncthreads();
+  if (segment == 0 && expert < num_experts) {
+    int sum = 0;
+    for (int i = 0; i < segments; ++i) {
+      const int n = part[i * columns + expert];
+      part[i * columns + expert] = sum;
+      sum += n;
+    }
+    total[expert] = sum;
+  }
+  __syncthreads();
+  NumberExperts(r, total, first);
   if (expert < num_experts) {
     int row = first[expert] + part[threadIdx.x];
     for (int b = begin; b < end; ++b) {
@@ -494,9 +503,24 @@ __device__ __forceinline__ void PlaceRow(const Routing& r, int64_t i) {
   r.token[row] = static_cast<int32_t>(token);
 }
 
+// Who of a block of tokens chose an expert: a bit a token.
+using Choosers = uint32_t[kBlockTokens / 32];
+
+__device__ __forceinline__ int CountBefore(const Choosers& who, int token) {
+  int before = __popc(who[token / 32] & ((1u << (token % 32)) - 1));
+  for (int j = 0; j < token / 32; ++j) before += __popc(who[j]);
+  return before;
+}
+__device__ __forceinline__ int CountAll(const Choosers& who) {
+  int rows = 0;
+#pragma unroll
+  for (int j = 0; j < kBlockTokens / 32; ++j) rows += __popc(who[j]);
+  return rows;
+}
+
 // What one block of tokens chose.
-__device__ __forceinline__ void CountRows(const Routing& r) {
-  __shared__ uint32_t chose[kMaxExperts][kBlockTokens / 32];
+__global__ void __launch_bounds__(kThreads) CountBlockRows(const __grid_constant__ Routing r) {
+  __shared__ Choosers chose[kMaxExperts];
   const int num_experts = static_cast<int>(r.num_experts), k = static_cast<int>(r.k);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens;
   const int tokens = static_cast<int>(min(r.tokens - first, static_cast<int64_t>(kBlockTokens)));
@@ -510,37 +534,42 @@ __device__ __forceinline__ void CountRows(const Routing& r) {
   }
   __syncthreads();
   for (int i = threadIdx.x; i < tokens * k; i += kThreads) {
-    const int t = i / k;
-    const uint32_t* const who = chose[r.expert[first * k + i]];
-    int before = __popc(who[t / 32] & ((1u << (t % 32)) - 1));
-    for (int j = 0; j < t / 32; ++j) before += __popc(who[j]);
-    r.row[first * k + i] = before;
+    r.row[first * k + i] = CountBefore(chose[r.expert[first * k + i]], i / k);
   }
   if (threadIdx.x < num_experts) {
-    int rows = 0;
-#pragma unroll
-    for (int j = 0; j < kBlockTokens / 32; ++j) rows += __popc(chose[threadIdx.x][j]);
-    r.block_rows[static_cast<int64_t>(blockIdx.x) * num_experts + threadIdx.x] = rows;
+    r.block_rows[static_cast<int64_t>(blockIdx.x) * num_experts + threadIdx.x] =
+        CountAll(chose[threadIdx.x]);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) CountBlockRows(const __grid_constant__ Routing r) {
-  CountRows(r);
-}
-
-// All at once where one block has all tokens.
+// All at once where one block has all tokens, without a trip to memory between the steps: while
+// this runs, nothing knows which weights to ask for.
 template <int kSlots>
 __global__ void __launch_bounds__(kThreads) RouteFew(const __grid_constant__ ChoiceParams p) {
+  __shared__ Choosers chose[kMaxExperts];
+  __shared__ int chosen[kBlockTokens * kMostChoices], total[kMaxExperts], first[kMaxExperts];
   AllowNextKernel();
+  for (int j = 0; j < kBlockTokens / 32; ++j) chose[threadIdx.x][j] = 0;
+  __syncthreads();
   AwaitEarlierKernels();
   const Routing& r = p.r;
-  for (int64_t t = threadIdx.x / 32; t < r.tokens; t += kWarps) ChooseFor<kSlots>(p, t);
+  const int tokens = static_cast<int>(r.tokens), k = static_cast<int>(r.k);
+  for (int t = threadIdx.x / 32; t < tokens; t += kWarps) {
+    int expert;
+    const int place = ChooseFor<kSlots>(p, t, expert);
+    if (place >= 0) {
+      chosen[t * k + place] = expert;
+      atomicOr(&chose[expert][t / 32], 1u << (t % 32));
+    }
+  }
   __syncthreads();
-  CountRows(r);
-  __syncthreads();
-  NumberRows(r);
-  __syncthreads();
-  for (int i = threadIdx.x; i < static_cast<int>(r.tokens * r.k); i += kThreads) PlaceRow(r, i);
+  total[threadIdx.x] = CountAll(chose[threadIdx.x]);
+  NumberExperts(r, total, first);
+  for (int i = threadIdx.x; i < tokens * k; i += kThreads) {
+    const int row = first[chosen[i]] + CountBefore(chose[chosen[i]], i / k);
+    r.row[i] = row;
+    r.token[row] = i / k;
+  }
 }
 
 __global__ void __launch_bounds__(kThreads) NumberAllRows(const __grid_constant__ Routing r) {
@@ -583,7 +612,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// A block a token and some columns, kWide of them a thread.
+// gridDim.y blocks a token, kWide columns a thread.
 template <int kWide, typename In, typename Out>
 __global__ void __launch_bounds__(kThreads)
     CombineColumns(const In* y, int width, const __grid_constant__ Routing r, Out* out,
@@ -591,8 +620,10 @@ __global__ void __launch_bounds__(kThreads)
   AllowNextKernel();
   AwaitEarlierKernels();
   const int64_t token = blockIdx.x;
-  for (int c = threadIdx.x * kWide; c < width; c += kThreads * kWide) {
+  const int first = static_cast<int>(blockIdx.y * kThreads + threadIdx.x) * kWide;
+  for (int c = first; c < width; c += static_cast<int>(gridDim.y) * kThreads * kWide) {
     float sum[kWide] = {};
+#pragma unroll 2
     for (int i = 0; i < r.k; ++i) {
       const float weight = r.weight[token * r.k + i];
       const In* const row = y + static_cast<int64_t>(r.row[token * r.k + i]) * width + c;
@@ -618,9 +649,11 @@ void LaunchCombine(Queue& queue, const Tensor& y, const Routing& r, const Tensor
   const auto in = y.As<const In, 2>();
   const auto to = out.As<Out, 2>();
   const int width = static_cast<int>(out.dim(1));
-  const auto blocks = static_cast<unsigned>(r.tokens);
-  const auto combine = width % 8 == 0 && HasAlignedRows(out) ? CombineColumns<8, In, Out>
-                                                             : CombineColumns<1, In, Out>;
+  const bool wide = width % 8 == 0 && HasAlignedRows(out);
+  const auto combine = wide ? CombineColumns<8, In, Out> : CombineColumns<1, In, Out>;
+  // Few tokens: each thread has its numbers on their way at once.
+  const int pieces = r.num_rows() <= kFewMoeRows ? Blocks(width, kThreads * (wide ? 8 : 1)) : 1;
+  const dim3 blocks(static_cast<unsigned>(r.tokens), static_cast<unsigned>(pieces));
   LaunchOverlapped(queue, combine, blocks, kThreads, 0, in.data, width, r, to.data, to.stride[0]);
 }
 

@@ -86,7 +86,7 @@ class ItemWalk {
         tiles_(p.n / kItemWeights<kGated>),
         num_groups_(__ldcg(p.num_groups)),
         id_(blockIdx.x) {
-    if (num_groups_ > 0) Load();
+    Load();  // there is always one
   }
 
   __device__ bool Next(Item& item) {
@@ -173,14 +173,12 @@ class Producer {
     ItemWalk<kGated> walk(p_);
     Item item;
     bool more = walk.Next(item);
-    int early = 0;  // stages whose weights are on their way
-    if (!kGated) {
-      if (more) {
-        early = min(p_.k / S::kStep, p_.num_stages);
-        for (int i = 0; i < early; ++i) Weights(item, 0, i * S::kStep, i);
-      }
-      AwaitEarlierKernels();
+    int early = 0;  // stages whose weights are on their way before x is known
+    if (more) {
+      early = min(p_.k / S::kStep, p_.num_stages);
+      for (int i = 0; i < early; ++i) Weights(item, 0, i * S::kStep, i);
     }
+    if (!kGated) AwaitEarlierKernels();
     for (int at = 0; more; ++at) {
       const int lane = threadIdx.x % 32;
       const bf16* x = p_.x;
