@@ -34,7 +34,9 @@ TEST_F(DenseGemmCudaTest, FollowsTheFormula) {
         Shape{160, 384, 320}, Shape{192, 520, 64}, Shape{257, 264, 200}, Shape{320, 136, 136},
         Shape{345, 64, 128}, Shape{600, 128, 640}, Shape{2300, 192, 64}, Shape{200, 136, 192},
         Shape{224, 256, 72}, Shape{450, 64, 64}, Shape{570, 136, 64}, Shape{700, 64, 64},
-        Shape{1060, 64, 64}, Shape{2001, 64, 64}}) {
+        Shape{1060, 64, 64}, Shape{2001, 64, 64},
+        // More tiles than the GPU has multiprocessors, of one stage, two and five.
+        Shape{2300, 4096, 8}, Shape{40, 65536, 72}, Shape{33, 33000, 320}}) {
     const Floats x = RandomBF16s(1, s.m * s.k), w = RandomBF16s(2, s.n * s.k);
     std::vector<double> want = ReferenceGemm(x, w, s.m, s.n, s.k);
     std::vector<double> silu;
@@ -51,6 +53,16 @@ TEST_F(DenseGemmCudaTest, FollowsTheFormula) {
       }
     }
   }
+}
+
+TEST_F(DenseGemmCudaTest, LongRowsGoInBandsOfOneTile) {
+  Queue queue(1, Device::kCuda);
+  constexpr int64_t kN = 264, kK = 14656, kM = 330;
+  const Floats x = RandomBF16s(7, kM * kK), w = RandomBF16s(8, kN * kK);
+  const CudaTensor in(queue, DType::kBF16, {kM, kK}, x), by(queue, DType::kBF16, {kN, kK}, w);
+  const CudaTensor out(queue, DType::kBF16, {kM, kN});
+  cuda::DenseGemm(queue, {.x = in, .w = by, .out = out});
+  EXPECT_LE(RelativeError(out.ToFloat(), ReferenceGemm(x, w, kM, kN, kK)), 2e-3);
 }
 
 TEST_F(DenseGemmCudaTest, ARowHasTheSameBitsForEveryM) {

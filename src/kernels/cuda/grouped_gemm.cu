@@ -86,6 +86,9 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& a) {
   p.pair_order = a.pair_order;
   p.out = a.out;
   p.out_stride = a.out_stride;
+  Scratch scratch(queue);
+  p.num_taken = scratch.Get<int32_t>(1);
+  CheckCuda(cudaMemsetAsync(p.num_taken, 0, sizeof(int32_t), queue.stream()));
 
   // No more than there can be: every expert pads its rows by less than a tile.
   const int64_t rows_w = 2 * (gated ? kTileW / 2 : kTileW), rows_x = 8 * kUnit;

@@ -7,7 +7,8 @@
 // to share.
 //
 //   warpgroup 0      one thread keeps four stages of 64 inputs on their way, and says what tile it
-//                    is with the first stage of each
+//                    is with the first stage of each; block 0's takes the next tile of all from a
+//                    counter in device memory and tells block 1's
 //   warpgroups 1, 2  64 of the tile's 128 rows of w each, sums in registers
 //
 // With w_up, a tile is 64 rows of each matrix, eight and eight in turn, so that a thread holds the
@@ -46,6 +47,7 @@ struct GroupedGemmParams {
   bool pair_order;
   void* out;
   int64_t out_stride;
+  int32_t* num_taken;  // tiles beyond the first of each cluster; zero before the kernel
 };
 
 // Each compiled in a file of its own.
@@ -61,7 +63,8 @@ constexpr int kTileW = 128;  // rows of w a block
 constexpr int kUnit = 32;    // rows of x are padded to this
 constexpr int kStepK = 64;   // inputs a stage
 constexpr int kStages = 4;
-constexpr int kConsumers = 2;  // warpgroups
+constexpr int kConsumers = 2;           // warpgroups
+constexpr int kBandBytes = 15'000'000;  // of x that tiles side by side read
 constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr int kBytesStaging = 8192;            // of a warpgroup, for sums on their way out
 constexpr int kReleases = kConsumers * 4 * 2;  // warps of both blocks give a stage back
@@ -72,7 +75,7 @@ struct Tile {
   int rows, units;   // no units: there are no more tiles
 };
 
-constexpr int kBytesControl = kStages * (2 * 8 + static_cast<int>(sizeof(Tile)));
+constexpr int kBytesControl = kStages * (3 * 8 + static_cast<int>(sizeof(Tile)) + 4);
 
 // int8 weights need registers that sums would take.
 template <bool kInt8>
@@ -94,33 +97,33 @@ __host__ __device__ constexpr int FitUnits(int units) {
   return units == 3 || (kInt8 && units == 7) ? units + 1 : units;
 }
 
-// The tiles of one cluster. A group's tiles of x go side by side through the same weights.
+// All tiles, numbered. A group's tiles of x go side by side through the same weights, no more of
+// them at a time than a band, which stays in the L2 cache.
 template <bool kInt8>
 class TileWalk {
  public:
   __device__ TileWalk(const GroupedGemmParams& p, int rows_w)
-      : p_(p), pairs_((p.n + 2 * rows_w - 1) / (2 * rows_w)), id_(blockIdx.x / 2) {
+      : p_(p), pairs_((p.n + 2 * rows_w - 1) / (2 * rows_w)) {
     num_groups_ = p.groups ? *p.num_groups
                            : static_cast<int>((p.num_rows + kMaxGroupRows - 1) / kMaxGroupRows);
     if (num_groups_ > 0) Load();
   }
 
-  __device__ bool Next(Tile& tile) {
-    while (at_ < num_groups_ && id_ >= pairs_ * tiles_) {
-      id_ -= pairs_ * tiles_;
+  // Tile `id`, which is larger than that of the call before; false if there are not so many.
+  __device__ bool Find(int id, Tile& tile) {
+    while (at_ < num_groups_ && id - first_ >= pairs_ * tiles_) {
+      first_ += pairs_ * tiles_;
       if (++at_ < num_groups_) Load();
     }
     if (at_ >= num_groups_) return false;
-    tile.pair = id_ / tiles_;
-    // A cluster's next tile is not always the same one of the group: they differ in size.
-    const int turn = tile.pair * tiles_ / (static_cast<int>(gridDim.x) / 2);
-    const int i = (id_ % tiles_ + turn) % tiles_;
+    const int band = (id - first_) / (pairs_ * band_) * band_, width = min(band_, tiles_ - band);
+    const int in_band = id - first_ - pairs_ * band, i = band + in_band % width;
     const int begin = BeginOf(i), end = BeginOf(i + 1);
+    tile.pair = in_band / width;
     tile.expert = group_.expert;
     tile.row = group_.first + begin * kUnit;
     tile.rows = min((end - begin) * kUnit, group_.rows - begin * kUnit);
     tile.units = FitUnits<kInt8>(end - begin);
-    id_ += gridDim.x / 2;
     return true;
   }
 
@@ -133,9 +136,11 @@ class TileWalk {
       group_ = {0, static_cast<int>(min(p_.num_rows - first, kMaxGroupRows)), first};
     }
     units_ = (group_.rows + kUnit - 1) / kUnit;
-    tiles_ = units_ % 8 == 0 || units_ % 8 == 7
-                 ? (units_ + 7) / 8
-                 : (units_ + kMostUnits<kInt8> - 1) / kMostUnits<kInt8>;
+    tiles_ = (units_ + 1) / 8;
+    if (units_ > kMostUnits<kInt8> * tiles_) ++tiles_;
+    const int most = max(kBandBytes / (8 * kUnit * 2 * p_.k), 1);
+    const int num_bands = (tiles_ + most - 1) / most;
+    band_ = (tiles_ + num_bands - 1) / num_bands;
   }
 
   // The first unit of the group's tile i. 8 units are cheapest a row, as the most that one
@@ -148,11 +153,12 @@ class TileWalk {
 
   const GroupedGemmParams& p_;
   int pairs_;
-  int id_;  // of the next tile, counted from the group's first
-  int at_ = 0;
   int num_groups_ = 0;
+  int at_ = 0;     // the group
+  int first_ = 0;  // the number of its first tile
   RowGroup group_;
   int units_ = 0, tiles_ = 1;  // of the group's rows
+  int band_ = 1;               // tiles; the last band may have fewer
 };
 
 // Where in the ring of stages a warp is.
@@ -171,8 +177,35 @@ struct Shared {
   uint8_t* stages;
   uint64_t* full;
   uint64_t* empty;
-  Tile* tiles;  // of the stages that begin one
+  uint64_t* told;  // `next` has come
+  Tile* tiles;     // of the stages that begin one
+  int* next;       // in block 1, of the stages that begin a tile: its number
 };
+
+// The number of the cluster's next tile, which begins with the ring's stage. The stage must be
+// empty: by then block 1 has read what it was told when this stage last began a tile.
+__device__ __forceinline__ int TakeTile(const GroupedGemmParams& p, const Shared& s,
+                                        const Ring& ring) {
+  const int id = static_cast<int>(gridDim.x / 2) + atomicAdd(p.num_taken, 1);
+  BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
+  asm volatile(
+      "{\n.reg .b32 to, barrier;\n"
+      "mapa.shared::cluster.u32 to, %0, 1;\n"
+      "mapa.shared::cluster.u32 barrier, %1, 1;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %2, [barrier];\n}\n" ::"r"(
+          SharedAddress(&s.next[ring.stage])),
+      "r"(SharedAddress(&s.told[ring.stage])), "r"(id)
+      : "memory");
+  return id;
+}
+
+// The same, in block 1. `parities`: bit i is that of stage i's barrier.
+__device__ __forceinline__ int AwaitTile(const Shared& s, const Ring& ring, uint32_t& parities) {
+  BarrierExpect(&s.told[ring.stage], 4);
+  BarrierWait(&s.told[ring.stage], parities >> ring.stage & 1);
+  parities ^= 1u << ring.stage;
+  return s.next[ring.stage];
+}
 
 template <Store kStore, bool kInt8>
 __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared& s, int rank) {
@@ -180,7 +213,9 @@ __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared
   TileWalk<kInt8> walk(p, kRowsW);
   Ring ring;
   Tile tile;
-  while (walk.Next(tile)) {
+  uint32_t parities = 0;
+  int id = static_cast<int>(blockIdx.x / 2);
+  while (walk.Find(id, tile)) {
     const int row_w = (2 * tile.pair + rank) * kRowsW;
     const int half = tile.units * kUnit / 2;
     const int row_x = static_cast<int>(tile.row) + rank * half;
@@ -200,6 +235,7 @@ __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared
                        k, row_x);
       ring.Advance();
     }
+    id = rank == 0 ? TakeTile(p, s, ring) : AwaitTile(s, ring, parities);
   }
   BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
   s.tiles[ring.stage].units = 0;
@@ -573,13 +609,19 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
   uint64_t* const barriers =
       reinterpret_cast<uint64_t*>(memory + kSharedBytes<kInt8> - kBytesControl);
   const int warpgroup = threadIdx.x / 128;
-  const Shared s{stages, barriers, barriers + kStages,
-                 reinterpret_cast<Tile*>(barriers + 2 * kStages)};
+  Tile* const tiles = reinterpret_cast<Tile*>(barriers + 3 * kStages);
+  const Shared s{.stages = stages,
+                 .full = barriers,
+                 .empty = barriers + kStages,
+                 .told = barriers + 2 * kStages,
+                 .tiles = tiles,
+                 .next = reinterpret_cast<int*>(tiles + kStages)};
   const int rank = static_cast<int>(ClusterRank());
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       BarrierInit(&s.full[i], 1);
       BarrierInit(&s.empty[i], kReleases);
+      BarrierInit(&s.told[i], 1);
     }
     BarrierInitFence();
   }
