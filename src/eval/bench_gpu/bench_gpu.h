@@ -16,7 +16,8 @@ struct Options {
   std::string model;               // a small model whose tokens a second are measured; may be empty
 };
 
-inline constexpr const char* kParts[] = {"lightning", "attention", "moe", "dense", "block"};
+inline constexpr const char* kParts[] = {
+    "lightning", "lightning_backward", "attention", "moe", "dense", "block"};
 
 struct Report {
   std::string device;

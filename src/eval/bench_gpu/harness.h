@@ -54,6 +54,7 @@ class Harness {
 // Each checks its answer against the double-precision reference before it times, and throws
 // DeviceError where that fails.
 void BenchLightning(Harness& h);
+void BenchLightningBackward(Harness& h);
 void BenchAttention(Harness& h);
 void BenchMoe(Harness& h);
 void BenchDense(Harness& h);  // projections at decode sizes, norms, RoPE

@@ -1,0 +1,55 @@
+// Lightning attention in training: a pass over whole documents and its gradients. The formula is
+// that of lightning.h, in blocks of B = kLightningBlock tokens counted from each document's start.
+// With r, c = 1 .. m the places in a block of m tokens, lambda = exp(-slope), S the state before
+// the block, G the gradient of the state after it, and M_rc = lambda^(r-c) for r >= c, else 0:
+//
+//   O  = diag(lambda^r) Q S + [(Q K^T) * M] V
+//   S' = lambda^m S + K^T diag(lambda^(m-r)) V
+//
+//   dQ = diag(lambda^r) dO S^T     + [(dO V^T) * M] K
+//   dK = diag(lambda^(m-r)) V G^T  + [(dO V^T) * M]^T Q
+//   dV = diag(lambda^(m-r)) K G    + [(Q K^T) * M]^T dO
+//   dS = lambda^m G + Q^T diag(lambda^r) dO
+//
+// Slopes are fixed and have no gradient. State and gradient enter and leave, so a document may be
+// cut at a border of its blocks: over calls, or over ranks.
+//
+// Letters   T rows of all documents, N documents, H heads, K = V = head dim (a multiple of 16).
+// Types     float32; cu_seqlens int64.
+// Order     an item is a head of a document, which walks its blocks in order: bits depend on the
+//           document alone.
+// Cost      forward as lightning.h; backward two sweeps over the blocks, 10 K V + 10 B K flops a
+// row
+//           and head; nothing of the forward pass is kept but q, k and v.
+// Errors    Shapes that disagree are our own bug: Check throws.
+// Sources   [LA2] Lightning Attention-2, arXiv:2401.04658.
+#pragma once
+
+#include "device/queue.h"
+#include "kernels/lightning/lightning.h"
+#include "tensor/tensor.h"
+
+namespace mm01 {
+
+struct LightningPassArgs {
+  Tensor q, k, v;     // [T, H, K]     after SiLU; may be strided
+  Tensor slope;       // [H]
+  Tensor cu_seqlens;  // [N + 1]
+  Tensor s_in;        // [N, H, K, V]  state before each document; may be empty: zero
+  Tensor out;         // [T, H, V]
+  Tensor s_out;       // [N, H, K, V]  state after it; may be empty: nobody reads it
+};
+
+void LightningPass(Queue& queue, const LightningPassArgs& args);
+
+struct LightningBackwardArgs {
+  Tensor q, k, v, slope, cu_seqlens, s_in;  // as in the pass
+  Tensor d_out;                             // [T, H, V]
+  Tensor d_s_out;                           // [N, H, K, V]  may be empty: zero
+  Tensor dq, dk, dv;                        // [T, H, K]     overwritten; may be strided
+  Tensor d_s_in;                            // [N, H, K, V]  may be empty: nobody reads it
+};
+
+void LightningBackward(Queue& queue, const LightningBackwardArgs& args);
+
+}  // namespace mm01
