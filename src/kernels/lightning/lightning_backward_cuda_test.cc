@@ -295,9 +295,9 @@ TEST_F(LightningBackwardCudaTest, NeighboursOfNaNChangeNoBit) {
 TEST_F(LightningBackwardCudaTest, Segments) {
   for (const bool states : {false, true}) {
     SCOPED_TRACE(states ? "states" : "no states");
-    ExpectNear(Problem(DType::kBF16, {3, 2049, 0, 4160, 2048, 1}, 2, 128,
-                       {.states = states, .layer = 7}),
-               Tolerance(DType::kBF16));
+    ExpectNear(
+        Problem(DType::kBF16, {3, 2049, 0, 4160, 2048, 1}, 2, 128, {.states = states, .layer = 7}),
+        Tolerance(DType::kBF16));
   }
 }
 
