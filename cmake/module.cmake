@@ -1,17 +1,30 @@
 # mm01_module(name DEPS targets...): src/name as the library mm01_name, its *_test.cc files as the
 # program name_test, and its headers checked to compile alone (all_verify_interface_header_sets).
+# FOLDER names another folder than src/name; of its files are taken those that match the expression
+# ONLY and do not match WITHOUT: so one folder can make two libraries.
 #
 # With CUDA, *.cu, *_cuda.cc and what lies in folders cuda/ and bench_gpu/ belong to the library, and
 # *_cuda_test.cc files are the program name_cuda_test, which needs a GPU: `./check gpu` runs it.
 function(mm01_module name)
-  cmake_parse_arguments(ARG "" "" "DEPS" ${ARGN})
-  set(dir ${CMAKE_SOURCE_DIR}/src/${name})
+  cmake_parse_arguments(ARG "" "FOLDER;ONLY;WITHOUT" "DEPS" ${ARGN})
+  if(NOT ARG_FOLDER)
+    set(ARG_FOLDER ${name})
+  endif()
+  set(dir ${CMAKE_SOURCE_DIR}/src/${ARG_FOLDER})
   file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${dir}/*.cc)
   file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${dir}/*.h)
+  file(GLOB_RECURSE kernels CONFIGURE_DEPENDS ${dir}/*.cu)
+  foreach(files sources headers kernels)
+    if(ARG_ONLY)
+      list(FILTER ${files} INCLUDE REGEX "${ARG_ONLY}")
+    endif()
+    if(ARG_WITHOUT)
+      list(FILTER ${files} EXCLUDE REGEX "${ARG_WITHOUT}")
+    endif()
+  endforeach()
   set(cuda_only "_cuda\\.(cc|h)$|_cuda_test\\.cc$|/cuda/|/cuda_[a-z_]*\\.(cc|h)$|/bench_gpu/")
   set(cuda_tests)
   if(MM01_HAS_CUDA)
-    file(GLOB_RECURSE kernels CONFIGURE_DEPENDS ${dir}/*.cu)
     set(cuda_tests ${sources})
     list(FILTER cuda_tests INCLUDE REGEX "_cuda_test\\.cc$")
     list(FILTER sources EXCLUDE REGEX "_cuda_test\\.cc$")
@@ -39,12 +52,12 @@ function(mm01_module name)
   target_include_directories(mm01_${name} ${scope} ${CMAKE_SOURCE_DIR}/src)
   target_link_libraries(mm01_${name} ${scope} ${ARG_DEPS})
   # What most sources of these folders include, parsed once. ccache does better without.
-  if(NOT CCACHE AND name MATCHES "^(io|model|planner|infer|eval|cli)$")
+  if(NOT CCACHE AND ARG_FOLDER MATCHES "^(io|model|planner|infer|eval|cli)$")
     target_precompile_headers(mm01_${name} PRIVATE <fmt/format.h> <nlohmann/json.hpp> <algorithm>
                               <functional> <map> <memory> <optional> <string> <vector>)
   endif()
   # Only where a source asks, so that the others are the same objects in both kinds of build.
-  if(MM01_HAS_CUDA AND name MATCHES "^(device|kernels|eval|cli)$")
+  if(MM01_HAS_CUDA AND ARG_FOLDER MATCHES "^(device|kernels|eval|cli)$")
     target_compile_definitions(mm01_${name} PRIVATE MM01_CUDA)
     target_include_directories(mm01_${name} SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   endif()

@@ -1,0 +1,88 @@
+// The mixture of experts in training. Between its products, which are plain MatMulMany over groups
+// of rows, it is these steps, forward
+//
+//   Route              kernels/moe/moe.h
+//   MakeTrainDispatch  rows by expert; over capacity they are dropped, the last tokens first
+//   GatherRows         kernels/moe/moe.h
+//   CombineRows        y_t = sum over its kept rows, by ascending expert, of weight * row
+//
+// and back
+//
+//   GatherRows         of dy: the gradient of a row before its weight
+//   CombineRows        without weights: dx
+//   RouteBackward      gradients of weights -> of logits
+//   BalanceBackward    adds those of the auxiliary loss
+//
+// Letters   T tokens, E experts, k experts a token, R <= T k rows that are kept, D width, L layers.
+// Types     float32; what concerns balance in double.
+// Order     a token's numbers depend on the token alone, sums over tokens are in order.
+// Errors    Shapes that disagree are our own bug: Check throws.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "device/queue.h"
+#include "kernels/moe/moe.h"
+#include "tensor/tensor.h"
+
+namespace mm01 {
+
+struct TrainDispatch {
+  int64_t k = 0;
+  std::vector<int64_t> offset;  // [E + 1]  rows offset[e] .. offset[e+1]-1 are expert e's
+  std::vector<int64_t> token;   // [R]
+  std::vector<float> weight;    // [R]      of the token for this expert
+  std::vector<int64_t> row;     // [T, k]   by ascending expert; -1: dropped
+  std::vector<int32_t> expert;  // [T, k]   by ascending expert
+  std::vector<float> share;     // [T, k]   weights by ascending expert, of dropped rows too
+  std::vector<int64_t> counts;  // [E]      rows routed here, dropped ones counted
+  int64_t dropped = 0;
+
+  int64_t num_rows() const { return static_cast<int64_t>(token.size()); }
+};
+
+// experts, weights [T, k] as Route gives them. An expert takes its first `capacity` tokens; 0: all.
+TrainDispatch MakeTrainDispatch(const Tensor& experts, const Tensor& weights, int64_t num_experts,
+                                int64_t capacity);
+
+// y: [T, D] overwritten; rows: [R, D]; `weighted`: times the token's weight, else as they are.
+void CombineRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows, bool weighted,
+                 const Tensor& y);
+
+// d_logits [T, E] overwritten, from d_weight [R]: the weights of a token are the softmax over the
+// logits of its k experts. A dropped row's weight has no gradient of its own.
+void RouteBackward(Queue& queue, const TrainDispatch& dispatch, const Tensor& d_weight,
+                   const Tensor& d_logits);
+
+// How evenly the experts are used. With c the rows routed to an expert and m the mean over T of the
+// softmax over all E logits, by layer l and expert e:
+//
+//   kPaper          sum over l of  (1 / E) sum over e of (c_le / T) m_le       [MM01] 2.1
+//   kTransformers   E sum over e of (sum_l c_le / (L T)) (sum_l m_le / L)      its load balancing
+//   loss
+enum class AuxiliaryForm { kPaper, kTransformers };
+
+class Balance {
+ public:
+  Balance(AuxiliaryForm form, int64_t num_experts) : form_(form), num_experts_(num_experts) {}
+
+  // The layers one after the other. logits: [T, E] of a layer's router; T is the same for all.
+  void AddLayer(Queue& queue, const Tensor& logits, const TrainDispatch& dispatch);
+
+  double Loss() const;
+  // dLoss / dm_le / T, which is what the probability of one token weighs: [E].
+  std::vector<double> Weights(int64_t layer) const;
+
+ private:
+  AuxiliaryForm form_;
+  int64_t num_experts_;
+  int64_t tokens_ = 0;
+  std::vector<std::vector<double>> share_, mean_;  // [L][E]  c / T, m
+};
+
+// d_logits [T, E] += scale times the gradient of  sum over t, e of weight_e softmax(logits_t)_e.
+void BalanceBackward(Queue& queue, const Tensor& logits, const std::vector<double>& weight,
+                     double scale, const Tensor& d_logits);
+
+}  // namespace mm01

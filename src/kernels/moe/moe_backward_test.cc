@@ -1,0 +1,158 @@
+// Routing and balance in training: forward values against the reference in double, gradients
+// against finite differences of it.
+#include "kernels/moe/moe_backward.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "kernels/moe/moe_backward_ref.h"
+#include "testing/arrays.h"
+#include "testing/gradients.h"
+#include "testing/poison.h"
+
+namespace mm01 {
+namespace {
+
+using Doubles = std::vector<double>;
+using Floats = std::vector<float>;
+
+constexpr int64_t kTokens = 30, kExperts = 5, kChoices = 2;
+
+TrainDispatch RouteAll(Queue& queue, Floats& logits, int64_t capacity) {
+  std::vector<int32_t> experts(kTokens * kChoices);
+  Floats weights(kTokens * kChoices);
+  const Tensor e(experts.data(), {kTokens, kChoices}), w(weights.data(), {kTokens, kChoices});
+  Route(queue, {Tensor(logits.data(), {kTokens, kExperts}), e, w});
+  return MakeTrainDispatch(e, w, kExperts, capacity);
+}
+
+// [T, E] as the reference has it.
+Doubles GatesOf(const TrainDispatch& d) {
+  Doubles gates(kTokens * kExperts);
+  for (size_t e = 0; e < kExperts; ++e) {
+    for (int64_t r = d.offset[e]; r < d.offset[e + 1]; ++r) {
+      const auto row = static_cast<size_t>(r);
+      gates[static_cast<size_t>(d.token[row]) * kExperts + e] = static_cast<double>(d.weight[row]);
+    }
+  }
+  return gates;
+}
+
+TEST(MoeBackwardTest, DispatchDropsTheLastTokensOverCapacity) {
+  Queue queue(2);
+  Floats logits = RandomFloats(1, kTokens * kExperts);
+  for (const int64_t capacity : {0, 1, 9, 1000}) {
+    SCOPED_TRACE(capacity);
+    MoeReference reference{kExperts, kChoices, capacity};
+    std::vector<int64_t> counts;
+    const Doubles gates = reference.Gates(ToDoubles(logits), counts);
+    const TrainDispatch d = RouteAll(queue, logits, capacity);
+    ExpectAllNear(GatesOf(d), gates, 1e-6);
+    EXPECT_EQ(d.counts, counts);
+    EXPECT_EQ(d.num_rows() + d.dropped, kTokens * kChoices);
+    EXPECT_EQ(d.dropped > 0, capacity == 1 || capacity == 9);
+  }
+}
+
+// y_t = sum over kept rows of weight row, by hand: every row r is (r + 1, 1).
+TEST(MoeBackwardTest, CombineSkipsWhatWasDropped) {
+  Queue queue(2);
+  Floats logits = RandomFloats(1, kTokens * kExperts);
+  const TrainDispatch d = RouteAll(queue, logits, 9);
+  Floats rows;
+  for (int64_t r = 0; r < d.num_rows(); ++r)
+    rows.insert(rows.end(), {static_cast<float>(r + 1), 1});
+  const Tensor in(rows.data(), {d.num_rows(), 2});
+  PoisonedVector<float> weighted(kTokens * 2), plain(kTokens * 2);
+  CombineRows(queue, d, in, true, Tensor(weighted.data(), {kTokens, 2}));
+  CombineRows(queue, d, in, false, Tensor(plain.data(), {kTokens, 2}));
+  Doubles want_weighted(kTokens * 2), want_plain(kTokens * 2);
+  for (size_t r = 0; r < d.token.size(); ++r) {
+    const auto t = static_cast<size_t>(d.token[r]);
+    want_weighted[2 * t] += static_cast<double>(d.weight[r]) * static_cast<double>(r + 1);
+    want_weighted[2 * t + 1] += static_cast<double>(d.weight[r]);
+    want_plain[2 * t] += static_cast<double>(r + 1);
+    want_plain[2 * t + 1] += 1.0;
+  }
+  EXPECT_LE(RelativeError(weighted, want_weighted), 1e-6);
+  EXPECT_LE(RelativeError(plain, want_plain), 1e-6);
+}
+
+TEST(MoeBackwardTest, RouteBackwardFollowsFiniteDifferences) {
+  Queue queue(2);
+  Floats logits = RandomFloats(1, kTokens * kExperts);
+  for (const int64_t capacity : {0, 9}) {
+    const TrainDispatch d = RouteAll(queue, logits, capacity);
+    // The loss weighs the share of token t in expert e.
+    const Doubles d_gates = ToDoubles(RandomFloats(2, kTokens * kExperts));
+    Floats d_weight;
+    for (size_t e = 0; e < kExperts; ++e) {
+      for (int64_t r = d.offset[e]; r < d.offset[e + 1]; ++r) {
+        const auto t = static_cast<size_t>(d.token[static_cast<size_t>(r)]);
+        d_weight.push_back(static_cast<float>(d_gates[t * kExperts + e]));
+      }
+    }
+    PoisonedVector<float> d_logits(kTokens * kExperts);
+    RouteBackward(queue, d, Tensor(d_weight.data(), {d.num_rows()}),
+                  Tensor(d_logits.data(), {kTokens, kExperts}));
+    MoeReference reference{kExperts, kChoices, capacity};
+    Doubles x = ToDoubles(logits);
+    std::vector<int64_t> counts;
+    ExpectGradient([&] { return Dot(reference.Gates(x, counts), d_gates); }, x,
+                   Doubles(d_logits.begin(), d_logits.end()), 1e-6);
+  }
+}
+
+TEST(MoeBackwardTest, BalanceFollowsItsFormulas) {
+  Queue queue(2);
+  constexpr double kScale = 0.3;
+  MoeReference reference{kExperts, kChoices, 0};
+  for (const AuxiliaryForm form : {AuxiliaryForm::kPaper, AuxiliaryForm::kTransformers}) {
+    std::vector<Floats> logits = {RandomFloats(1, kTokens * kExperts),
+                                  RandomFloats(2, kTokens * kExperts)};
+    std::vector<Doubles> x;
+    std::vector<std::vector<int64_t>> counts;
+    Balance balance(form, kExperts);
+    for (Floats& layer : logits) {
+      const TrainDispatch d = RouteAll(queue, layer, 0);
+      balance.AddLayer(queue, Tensor(layer.data(), {kTokens, kExperts}), d);
+      x.push_back(ToDoubles(layer));
+      counts.push_back(d.counts);
+    }
+    const auto loss = [&] {
+      return form == AuxiliaryForm::kPaper ? reference.Paper(x, counts)
+                                           : reference.Transformers(x, counts);
+    };
+    EXPECT_NEAR(balance.Loss(), loss(), 1e-12);
+    for (size_t l = 0; l < logits.size(); ++l) {
+      Floats d_logits(kTokens * kExperts);
+      BalanceBackward(queue, Tensor(logits[l].data(), {kTokens, kExperts}),
+                      balance.Weights(static_cast<int64_t>(l)), kScale,
+                      Tensor(d_logits.data(), {kTokens, kExperts}));
+      Doubles gradient;
+      for (const float d : d_logits) gradient.push_back(static_cast<double>(d) / kScale);
+      ExpectGradient(loss, x[l], gradient, 1e-6);
+    }
+  }
+}
+
+// Even use of E experts by k choices: E k (1/E)(1/E) E = k, and in the paper's form k / E^2.
+TEST(MoeBackwardTest, BalancedLossByHand) {
+  Queue queue(1);
+  Floats logits;
+  for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t e = 0; e < kExperts; ++e) {
+      logits.push_back(e == t % kExperts || e == (t + 1) % kExperts ? 1e-5f : 0.0f);
+    }
+  }
+  const TrainDispatch d = RouteAll(queue, logits, 0);
+  for (const AuxiliaryForm form : {AuxiliaryForm::kPaper, AuxiliaryForm::kTransformers}) {
+    Balance balance(form, kExperts);
+    balance.AddLayer(queue, Tensor(logits.data(), {kTokens, kExperts}), d);
+    EXPECT_NEAR(balance.Loss(), form == AuxiliaryForm::kPaper ? 2.0 / 25.0 : 2.0, 1e-9);
+  }
+}
+
+}  // namespace
+}  // namespace mm01

@@ -1,0 +1,42 @@
+// Gradients of the norms of norm.h. With r = 1 / sqrt(mean(x^2) + eps):
+//
+//   y = weight x r             dx = r weight dy - x r^3 mean(weight dy x),  dweight = sum_t dy x r
+//   y = norm(x) sigmoid(gate)  the same with dy sigmoid(gate), and
+//                              dgate = dy norm(x) sigmoid(gate) (1 - sigmoid(gate))
+//
+// Letters   T rows, D width; rows may be strided.
+// Types     float32.
+// Order     d_weight is summed over pieces of 64 rows, then over the pieces in order, to what it
+//           held: no bit depends on the number of threads.
+// Errors    Shapes that disagree are our own bug: Check throws.
+#pragma once
+
+#include "device/queue.h"
+#include "tensor/tensor.h"
+
+namespace mm01 {
+
+struct NormBackwardArgs {
+  Tensor x;       // [T, D]  what was normalised
+  Tensor weight;  // [D]
+  float eps = 1e-5f;
+  Tensor d_out;     // [T, D]
+  Tensor d_x;       // [T, D]  overwritten; may be d_out
+  Tensor d_weight;  // [D]     added to
+};
+
+void NormBackward(Queue& queue, const NormBackwardArgs& args);
+
+struct GatedNormBackwardArgs {
+  Tensor x, gate;  // [T, D]
+  Tensor weight;   // [D]
+  float eps = 1e-6f;
+  Tensor d_out;     // [T, D]
+  Tensor d_x;       // [T, D]  overwritten; may be d_out
+  Tensor d_gate;    // [T, D]  overwritten
+  Tensor d_weight;  // [D]     added to
+};
+
+void GatedNormBackward(Queue& queue, const GatedNormBackwardArgs& args);
+
+}  // namespace mm01
