@@ -1,0 +1,273 @@
+#include "model/text01/trainer_model.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "kernels/embed/embed_backward.h"
+#include "kernels/loss/cross_entropy.h"
+#include "kernels/norm/norm.h"
+#include "kernels/norm/norm_backward.h"
+#include "kernels/rope/rope.h"
+#include "model/text01/training_blocks.h"
+#include "model/text01/training_parameters.h"
+#include "model/text01/training_plan.h"
+
+namespace mm01 {
+namespace {
+
+class Trainer final : public TrainerModel {
+ public:
+  Trainer(Queue& queue, const TextConfig& config, const TrainOptions& options)
+      : queue_(queue),
+        config_(config),
+        options_(options),
+        parameters_(queue, config),
+        kept_(queue, config, options.max_tokens) {
+    if (options_.vocab_used == 0) options_.vocab_used = config.vocab_size;
+    Scratch(queue).Get<std::byte>(WorkingBytes(config, options.max_tokens));
+  }
+
+  const TextConfig& config() const override { return config_; }
+  std::span<const TrainParameter> parameters() const override { return parameters_.all; }
+  std::vector<TrainMemoryLine> memory() const override {
+    return MemoryPlan(config_, options_.max_tokens, parameters_.bytes(), kept_);
+  }
+
+  void Initialise(uint64_t seed) override { parameters_.Initialise(queue_, config_, seed); }
+  Status Load(const Checkpoint& checkpoint) override {
+    return parameters_.Load(queue_, config_, checkpoint);
+  }
+  void ParametersChanged() override {}  // every pass packs what it multiplies
+  void ZeroGradients() override {
+    float* gradients = parameters_.gradients.As<float>();
+    std::fill_n(gradients, parameters_.bytes() / SizeOf(DType::kF32), 0.0f);
+  }
+
+  TrainLosses ForwardBackward(const TrainBatch& batch, double scale,
+                              double auxiliary_scale) override {
+    Scratch scratch(queue_);
+    const TrainPass pass = MakePass(batch, scratch);
+    Balance balance(options_.auxiliary_form, config_.num_experts);
+    TrainLosses losses = Forward(pass, batch, balance);
+    const Tensor d_h = scratch.GetRows(DType::kF32, pass.rows, config_.hidden_size);
+    Head(batch, scale, &d_h, losses);
+    Backward(pass, batch, balance, auxiliary_scale * options_.auxiliary_coefficient, d_h);
+    return losses;
+  }
+
+  TrainLosses Evaluate(const TrainBatch& batch) override {
+    Scratch scratch(queue_);
+    const TrainPass pass = MakePass(batch, scratch);
+    Balance balance(options_.auxiliary_form, config_.num_experts);
+    TrainLosses losses = Forward(pass, batch, balance);
+    Head(batch, 0.0, nullptr, losses);
+    return losses;
+  }
+
+ private:
+  // What the layers of this batch share, and their views of the kept memory.
+  TrainPass MakePass(const TrainBatch& batch, Scratch& scratch) {
+    const int64_t rows = std::ssize(batch.ids);
+    Check(rows > 0 && rows <= options_.max_tokens && std::ssize(batch.targets) == rows &&
+              !batch.cu_seqlens.empty() && batch.cu_seqlens.back() == rows,
+          "a training batch needs 1 to max_tokens ids, as many targets, and documents over them");
+    TrainPass pass{.queue = queue_, .config = config_, .rows = rows};
+    pass.cu_seqlens = Tensor(batch.cu_seqlens.data(), {std::ssize(batch.cu_seqlens)});
+    if (options_.capacity_factor > 0 && config_.num_experts > 0) {
+      const auto even = static_cast<double>(rows * config_.num_experts_per_token) /
+                        static_cast<double>(config_.num_experts);
+      pass.capacity = static_cast<int64_t>(std::ceil(even * options_.capacity_factor));
+    }
+    if (config_.num_softmax_layers() > 0) {
+      const Tensor position(scratch.Get<int64_t>(rows), {rows});
+      for (size_t n = 0; n + 1 < batch.cu_seqlens.size(); ++n) {
+        for (int64_t t = batch.cu_seqlens[n]; t < batch.cu_seqlens[n + 1]; ++t) {
+          position.As<int64_t, 1>()(t) = t - batch.cu_seqlens[n];
+        }
+      }
+      pass.cos = scratch.GetRows(DType::kF32, rows, config_.rotary_dim / 2);
+      pass.sin = scratch.GetRows(DType::kF32, rows, config_.rotary_dim / 2);
+      RopeTable(queue_, position, config_.rope_theta, pass.cos, pass.sin);
+    }
+    layers_.clear();
+    for (const KeptLayer& layer : kept_.layers) layers_.push_back(layer.Rows(rows));
+    last_ = kept_.last.Rows(0, rows);
+    return pass;
+  }
+
+  void Norm(const Tensor& x, const TrainTensor& weight, const Tensor& out) {
+    AddNorm(queue_, {.x = x,
+                     .weight = weight.value,
+                     .eps = static_cast<float>(config_.norm_eps),
+                     .sum = x,
+                     .out = out});
+  }
+
+  const Residual& AttentionResidual(LayerKind kind) const {
+    return kind == LayerKind::kLightning ? config_.lightning_residual : config_.softmax_residual;
+  }
+
+  // after = alpha carried + beta branch
+  void Add(const Residual& residual, const Tensor& carried, const Tensor& branch,
+           const Tensor& after) {
+    AddResidual(queue_, {.x = carried,
+                         .branch = branch,
+                         .alpha = static_cast<float>(residual.alpha),
+                         .beta = static_cast<float>(residual.beta),
+                         .sum = after});
+  }
+
+  // With DeepNorm (post_norm) the residual carries the norm of a sub-layer's input, without it what
+  // was normalised.
+  TrainLosses Forward(const TrainPass& pass, const TrainBatch& batch, Balance& balance) {
+    TrainLosses losses;
+    Scratch scratch(queue_);
+    const Tensor x = scratch.GetRows(DType::kF32, pass.rows, config_.hidden_size);
+    const Tensor branch = scratch.GetRows(DType::kF32, pass.rows, config_.hidden_size);
+    EmbedRows(queue_, batch.ids, parameters_.embedding.value, layers_[0].before_attention);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      const TrainLayer& layer = parameters_.layers[i];
+      KeptLayer& kept = layers_[i];
+      Norm(kept.before_attention, layer.input_norm, x);
+      if (layer.kind == LayerKind::kLightning) {
+        LightningForward(pass, layer, kept, x, branch);
+      } else {
+        SoftmaxForward(pass, layer, kept, x, branch);
+      }
+      Add(AttentionResidual(layer.kind), config_.post_norm ? x : kept.before_attention, branch,
+          kept.before_mlp);
+
+      Norm(kept.before_mlp, layer.mlp_norm, x);
+      MlpForward(pass, layer, kept, x, branch);
+      Add(config_.mlp_residual, config_.post_norm ? x : kept.before_mlp, branch,
+          i + 1 < layers_.size() ? layers_[i + 1].before_attention : last_);
+      if (config_.num_experts == 0) continue;
+      balance.AddLayer(queue_, kept.logits, kept.dispatch);
+      losses.expert_rows.push_back(kept.dispatch.counts);
+      losses.dropped_rows += kept.dispatch.dropped;
+    }
+    losses.auxiliary = balance.Loss();
+    return losses;
+  }
+
+  // The last norm, the product with the head, and its loss; with d_h the gradients as well.
+  void Head(const TrainBatch& batch, double scale, const Tensor* d_h, TrainLosses& losses) {
+    Scratch scratch(queue_);
+    const Tensor x = scratch.GetRows(DType::kF32, last_.dim(0), config_.hidden_size);
+    Norm(last_, parameters_.final_norm, x);
+    LinearCrossEntropyArgs args{.x = x,
+                                .weight = parameters_.head.value,
+                                .targets = batch.targets,
+                                .vocab_used = options_.vocab_used,
+                                .scale = scale};
+    if (d_h) {
+      args.d_x = *d_h;
+      args.d_weight = parameters_.head.gradient;
+    }
+    const CrossEntropy loss = LinearCrossEntropy(queue_, args);
+    losses.cross_entropy = loss.sum;
+    losses.counted = loss.counted;
+    if (d_h) NormGradient(last_, parameters_.final_norm, *d_h, *d_h);
+  }
+
+  void NormGradient(const Tensor& x, const TrainTensor& weight, const Tensor& d_out,
+                    const Tensor& d_x) {
+    NormBackward(queue_, {.x = x,
+                          .weight = weight.value,
+                          .eps = static_cast<float>(config_.norm_eps),
+                          .d_out = d_out,
+                          .d_x = d_x,
+                          .d_weight = weight.gradient});
+  }
+
+  // d_h, the gradient of the residual after a sub-layer, becomes that of the one before it.
+  // branch(x, d_branch, d_x) takes the gradient through the sub-layer itself.
+  template <typename Branch>
+  void SubLayerBackward(const Tensor& before, const TrainTensor& norm, const Residual& residual,
+                        const Tensor& d_h, Branch&& branch) {
+    Scratch scratch(queue_);
+    const Tensor x = scratch.GetRows(DType::kF32, before.dim(0), before.dim(1));
+    const Tensor d_x = scratch.GetRows(DType::kF32, before.dim(0), before.dim(1));
+    Tensor d_branch = d_h;
+    if (residual.beta != 1.0) {
+      d_branch = scratch.GetRows(DType::kF32, before.dim(0), before.dim(1));
+      Add({.alpha = residual.beta, .beta = 0.0}, d_h, d_h, d_branch);
+    }
+    Norm(before, norm, x);
+    branch(x, d_branch, d_x);
+    const Residual carried{.alpha = residual.alpha, .beta = 1.0};
+    if (config_.post_norm) {
+      Add(carried, d_h, d_x, d_x);
+      NormGradient(before, norm, d_x, d_h);
+    } else {
+      NormGradient(before, norm, d_x, d_x);
+      Add(carried, d_h, d_x, d_h);
+    }
+  }
+
+  void Backward(const TrainPass& pass, const TrainBatch& batch, const Balance& balance,
+                double balance_scale, const Tensor& d_h) {
+    for (size_t i = layers_.size(); i-- > 0;) {
+      const TrainLayer& layer = parameters_.layers[i];
+      const KeptLayer& kept = layers_[i];
+      SubLayerBackward(kept.before_mlp, layer.mlp_norm, config_.mlp_residual, d_h,
+                       [&](const Tensor& x, const Tensor& d_out, const Tensor& d_x) {
+                         std::vector<double> weights;
+                         if (config_.num_experts > 0) {
+                           weights = balance.Weights(static_cast<int64_t>(i));
+                         }
+                         MlpBackwardBlock(pass, layer, kept,
+                                          {.x = x,
+                                           .d_out = d_out,
+                                           .d_x = d_x,
+                                           .balance = weights,
+                                           .balance_scale = balance_scale});
+                       });
+      SubLayerBackward(kept.before_attention, layer.input_norm, AttentionResidual(layer.kind), d_h,
+                       [&](const Tensor& x, const Tensor& d_out, const Tensor& d_x) {
+                         if (layer.kind == LayerKind::kLightning) {
+                           LightningBackwardBlock(pass, layer, kept, x, d_out, d_x);
+                         } else {
+                           SoftmaxBackwardBlock(pass, layer, kept, x, d_out, d_x);
+                         }
+                       });
+    }
+    EmbedBackward(queue_, batch.ids, d_h, parameters_.embedding.gradient);
+  }
+
+  Queue& queue_;
+  TextConfig config_;
+  TrainOptions options_;
+  TrainParameters parameters_;
+  KeptMemory kept_;
+  std::vector<KeptLayer> layers_;  // of the pass at hand
+  Tensor last_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<TrainerModel>> TrainerModel::Create(Queue& queue, const TextConfig& config,
+                                                           const TrainOptions& options) {
+  MM01_RETURN_IF_ERROR(config.Validate());
+  if (queue.device() != Device::kCpu) {
+    return Status::Unsupported("training runs on the CPU, a GPU was asked for");
+  }
+  if (config.shared_ffn_size > 0) {
+    return Status::Unsupported(fmt::format(
+        "the configuration has a shared expert of width {}, training is built without one",
+        config.shared_ffn_size));
+  }
+  if (options.max_tokens < 1) {
+    return Status::Invalid(fmt::format("max_tokens is {}, wanted at least 1", options.max_tokens));
+  }
+  if (options.vocab_used < 0 || options.vocab_used > config.vocab_size) {
+    return Status::Invalid(fmt::format("vocab_used is {}, the model's vocabulary has {}",
+                                       options.vocab_used, config.vocab_size));
+  }
+  return std::unique_ptr<TrainerModel>(std::make_unique<Trainer>(queue, config, options));
+}
+
+}  // namespace mm01

@@ -1,0 +1,131 @@
+#include "kernels/activation/activation_backward.h"
+#include "kernels/gemm/gemm_backward.h"
+#include "kernels/moe/moe.h"
+#include "model/text01/training_blocks.h"
+
+namespace mm01 {
+namespace {
+
+// Rows of expert e in a tensor of gathered rows. A dense FFN is one expert that has all rows.
+struct Groups {
+  const TrainPass& pass;
+  const TrainLayer& layer;
+  const TrainDispatch& dispatch;
+
+  bool routed() const { return !layer.router.value.empty(); }
+  int64_t rows() const { return routed() ? dispatch.num_rows() : pass.rows; }
+  Tensor Of(size_t e, const Tensor& t) const {
+    return routed() ? t.Rows(dispatch.offset[e], dispatch.offset[e + 1]) : t.Rows(0, pass.rows);
+  }
+
+  // fn(expert, e, products) for each expert adds its products; then all of them run.
+  template <typename F>
+  void Multiply(F&& fn) const {
+    std::vector<MatMulArgs> products;
+    for (size_t e = 0; e < layer.experts.size(); ++e) fn(layer.experts[e], e, products);
+    MatMulMany(pass.queue, products);
+  }
+};
+
+// Fills `dispatch` from the router's logits, which it works out.
+void RouteTokens(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, const Tensor& x) {
+  const int64_t k = p.config.num_experts_per_token;
+  Scratch scratch(p.queue);
+  const Tensor experts(scratch.Get<int32_t>(p.rows * k), {p.rows, k});
+  const Tensor weights = scratch.GetRows(DType::kF32, p.rows, k);
+  MatMul(p.queue, {.a = x, .b = layer.router.value, .c = kept.logits, .transpose_b = true});
+  Route(p.queue, {.logits = kept.logits, .experts = experts, .weights = weights});
+  kept.dispatch = MakeTrainDispatch(experts, weights, p.config.num_experts, p.capacity);
+}
+
+}  // namespace
+
+void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, const Tensor& x,
+                const Tensor& out) {
+  const Groups groups{p, layer, kept.dispatch};
+  if (groups.routed()) RouteTokens(p, layer, kept, x);
+  const int64_t rows = groups.rows(), ffn = p.config.ffn_size;
+  Scratch scratch(p.queue);
+  Tensor in = x, results = out;
+  if (groups.routed()) {
+    in = scratch.GetRows(DType::kF32, rows, x.dim(1));
+    results = scratch.GetRows(DType::kF32, rows, x.dim(1));
+    GatherRows(p.queue, x, kept.dispatch.token, in);
+  }
+  const Tensor hidden = scratch.GetRows(DType::kF32, rows, ffn);
+  const Tensor gate = kept.expert_gate.Rows(0, rows), up = kept.expert_up.Rows(0, rows);
+  groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
+    products.push_back(
+        {.a = groups.Of(e, in), .b = w.w1.value, .c = groups.Of(e, gate), .transpose_b = true});
+    products.push_back(
+        {.a = groups.Of(e, in), .b = w.w3.value, .c = groups.Of(e, up), .transpose_b = true});
+  });
+  SwiGluOf(p.queue, {.gate = gate, .up = up, .out = hidden});
+  groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
+    products.push_back({.a = groups.Of(e, hidden),
+                        .b = w.w2.value,
+                        .c = groups.Of(e, results),
+                        .transpose_b = true});
+  });
+  if (groups.routed()) CombineRows(p.queue, kept.dispatch, results, true, out);
+}
+
+void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLayer& kept,
+                      const MlpBackwardArgs& a) {
+  const Groups groups{p, layer, kept.dispatch};
+  const bool routed = groups.routed();
+  const int64_t rows = groups.rows(), width = a.x.dim(1), ffn = p.config.ffn_size;
+  Scratch scratch(p.queue);
+  Tensor in = a.x, d_results = a.d_out, d_in = a.d_x, weight, d_weight;
+  if (routed) {
+    in = scratch.GetRows(DType::kF32, rows, width);
+    d_results = scratch.GetRows(DType::kF32, rows, width);
+    d_in = scratch.GetRows(DType::kF32, rows, width);
+    weight = Tensor(kept.dispatch.weight.data(), {rows});
+    d_weight = Tensor(scratch.Get<float>(rows), {rows});
+    GatherRows(p.queue, a.x, kept.dispatch.token, in);
+    GatherRows(p.queue, a.d_out, kept.dispatch.token, d_results);
+  }
+  const Tensor hidden = scratch.GetRows(DType::kF32, rows, ffn);
+  const Tensor d_gate = scratch.GetRows(DType::kF32, rows, ffn);
+  const Tensor d_up = scratch.GetRows(DType::kF32, rows, ffn);
+  groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
+    products.push_back({.a = groups.Of(e, d_results), .b = w.w2.value, .c = groups.Of(e, d_up)});
+  });
+  SwiGluBackward(p.queue, {.gate = kept.expert_gate.Rows(0, rows),
+                           .up = kept.expert_up.Rows(0, rows),
+                           .weight = weight,
+                           .d_out = d_up,
+                           .d_gate = d_gate,
+                           .d_up = d_up,
+                           .out = hidden,
+                           .d_weight = d_weight});
+  groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
+    const auto gradient = [&](const Tensor& d_y, const Tensor& x, const TrainTensor& of) {
+      products.push_back({.a = groups.Of(e, d_y),
+                          .b = groups.Of(e, x),
+                          .c = of.gradient,
+                          .transpose_a = true,
+                          .add = true});
+    };
+    gradient(d_results, hidden, w.w2);
+    gradient(d_gate, in, w.w1);
+    gradient(d_up, in, w.w3);
+    products.push_back({.a = groups.Of(e, d_gate), .b = w.w1.value, .c = groups.Of(e, d_in)});
+  });
+  groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
+    products.push_back(
+        {.a = groups.Of(e, d_up), .b = w.w3.value, .c = groups.Of(e, d_in), .add = true});
+  });
+  if (!routed) return;
+
+  CombineRows(p.queue, kept.dispatch, d_in, false, a.d_x);
+  const Tensor d_logits = scratch.GetRows(DType::kF32, p.rows, p.config.num_experts);
+  RouteBackward(p.queue, kept.dispatch, d_weight, d_logits);
+  BalanceBackward(p.queue, kept.logits, a.balance, a.balance_scale, d_logits);
+  MatMul(p.queue,
+         {.a = d_logits, .b = a.x, .c = layer.router.gradient, .transpose_a = true, .add = true});
+  MatMul(p.queue, {.a = d_logits, .b = layer.router.value, .c = a.d_x, .add = true});
+}
+
+}  // namespace mm01

@@ -1,0 +1,188 @@
+#include "model/text01/training_parameters.h"
+
+#include <algorithm>
+#include <cmath>
+#include <unordered_map>
+
+#include "base/rng.h"
+#include "kernels/lightning/lightning.h"
+#include "model/text01/tensor_names.h"
+#include "model/text01/weights.h"
+
+namespace mm01 {
+namespace {
+
+constexpr int64_t kAlignFloats = 64;
+
+int64_t NumFloats(const WantedTensor& wanted) {
+  int64_t n = 1;
+  for (const int64_t dim : wanted.shape) n *= dim;
+  return n;
+}
+
+int64_t Room(const WantedTensor& wanted) {
+  return (NumFloats(wanted) + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+}
+
+Tensor At(float* memory, const WantedTensor& wanted) {
+  return wanted.shape.size() == 1 ? Tensor(memory, {wanted.shape[0]})
+                                  : Tensor(memory, {wanted.shape[0], wanted.shape[1]});
+}
+
+// The structure of the model, filled from tensors by name.
+class Builder {
+ public:
+  Builder(const TextConfig& config, TrainParameters& p) : c_(config), p_(p) {
+    for (const TrainParameter& t : p.all) by_name_[t.name] = {t.value, t.gradient};
+  }
+
+  void Build() {
+    p_.embedding = by_name_.at(kEmbeddingName);
+    p_.final_norm = by_name_.at(kFinalNormName);
+    p_.head = c_.tied_embeddings ? p_.embedding : by_name_.at(kLmHeadName);
+    for (int64_t i = 0; i < c_.num_layers(); ++i) p_.layers.push_back(Layer(i));
+  }
+
+ private:
+  TrainLayer Layer(int64_t i) const {
+    const auto get = [&](const char* what) { return by_name_.at(LayerTensorName(i, what)); };
+    TrainLayer l{.kind = c_.layers[static_cast<size_t>(i)]};
+    l.input_norm = get("input_layernorm");
+    l.mlp_norm = get("post_attention_layernorm");
+    if (l.kind == LayerKind::kLightning) {
+      l.qkv = get("self_attn.qkv_proj");
+      l.gate = get("self_attn.output_gate");
+      l.norm = get("self_attn.norm");
+      l.out = get("self_attn.out_proj");
+      const SlopeRule rule =
+          c_.kind == ConfigKind::kOriginal ? SlopeRule::kOriginal : SlopeRule::kTransformers;
+      l.slope = LightningSlopes(rule, c_.num_heads, i, c_.num_layers());
+    } else {
+      l.q = get("self_attn.q_proj");
+      l.k = get("self_attn.k_proj");
+      l.v = get("self_attn.v_proj");
+      l.out = get("self_attn.o_proj");
+    }
+    if (c_.num_experts == 0) {
+      l.experts.push_back({get("mlp.gate_proj"), get("mlp.down_proj"), get("mlp.up_proj")});
+      return l;
+    }
+    l.router = get("block_sparse_moe.gate");
+    for (int64_t e = 0; e < c_.num_experts; ++e) {
+      const auto matrix = [&](const char* w) { return by_name_.at(ExpertTensorName(i, e, w)); };
+      l.experts.push_back({matrix("w1"), matrix("w2"), matrix("w3")});
+    }
+    return l;
+  }
+
+  const TextConfig& c_;
+  TrainParameters& p_;
+  std::unordered_map<std::string, TrainTensor> by_name_;
+};
+
+// Normal numbers of deviation `deviation`, in rows begin .. end-1 of every `period` rows.
+struct RandomRows {
+  int64_t period, begin, end;
+  double deviation;
+};
+
+void FillRandom(Queue& queue, const Tensor& matrix, uint64_t seed, uint64_t stream,
+                const RandomRows& rows) {
+  const auto m = matrix.As<float, 2>();
+  queue.pool().ParallelFor(m.dim(0), [&](int64_t r, int) {
+    if (r % rows.period < rows.begin || r % rows.period >= rows.end) return;
+    for (int64_t i = 0; i < m.dim(1); ++i) {
+      const auto n = static_cast<uint64_t>(r * m.dim(1) + i);
+      m(r, i) = static_cast<float>(rows.deviation * RandomNormal(seed, stream, n));
+    }
+  });
+}
+
+double Xavier(int64_t in, int64_t out) {
+  return std::sqrt(2.0 / static_cast<double>(in + out));
+}
+
+void CopyRows(Queue& queue, const Weight& from, const TrainTensor& to) {
+  const auto value = to.value.As<float, 2>();
+  queue.pool().ParallelFor(from.n(), [&](int64_t r, int) {
+    from.GetRow(r, {&value(r, 0), static_cast<size_t>(from.k())});
+  });
+}
+
+void CopyVector(const Parameters& from, const TrainTensor& to) {
+  std::ranges::copy(from.values(), to.value.As<float, 1>().data);
+}
+
+}  // namespace
+
+TrainParameters::TrainParameters(Queue& queue, const TextConfig& config) {
+  const std::vector<WantedTensor> wanted = WantedTensors(config);
+  int64_t floats = 0;
+  for (const WantedTensor& w : wanted) floats += Room(w);
+  values = Buffer(floats * SizeOf(DType::kF32), queue.device());
+  gradients = Buffer(values.bytes(), queue.device());
+  int64_t at = 0;
+  for (const WantedTensor& w : wanted) {
+    all.push_back({w.name, At(values.As<float>() + at, w), At(gradients.As<float>() + at, w)});
+    at += Room(w);
+  }
+  Builder(config, *this).Build();
+}
+
+void TrainParameters::Initialise(Queue& queue, const TextConfig& c, uint64_t seed) {
+  const double gain = std::pow(8.0 * static_cast<double>(c.num_layers()), -0.25);
+  for (size_t i = 0; i < all.size(); ++i) {
+    const TrainParameter& p = all[i];
+    const auto is = [&](const char* what) { return p.name.find(what) != std::string::npos; };
+    if (p.value.rank == 1) {
+      std::fill_n(p.value.As<float, 1>().data, p.value.size(), 1.0f);
+      continue;
+    }
+    const int64_t out = p.value.dim(0), in = p.value.dim(1);
+    if (is("qkv_proj")) {
+      // The rows of a head are q, k and v, of which v has the gain.
+      const int64_t d = c.head_dim;
+      const double deviation = Xavier(in, out / 3);
+      FillRandom(queue, p.value, seed, i, {3 * d, 0, 2 * d, deviation});
+      FillRandom(queue, p.value, seed, i, {3 * d, 2 * d, 3 * d, deviation * gain});
+      continue;
+    }
+    const bool has_gain = is("v_proj") || is("out_proj") || is("o_proj") || is(".experts.") ||
+                          is("mlp.gate_proj") || is("mlp.up_proj") || is("mlp.down_proj");
+    FillRandom(queue, p.value, seed, i, {1, 0, 1, Xavier(in, out) * (has_gain ? gain : 1.0)});
+  }
+}
+
+Status TrainParameters::Load(Queue& queue, const TextConfig& config, const Checkpoint& checkpoint) {
+  MM01_ASSIGN_OR_RETURN(const TextWeights w, LoadWeights(queue, checkpoint, config,
+                                                         {DType::kF32, 0}, Shard::Whole(config)));
+  CopyRows(queue, w.embedding, embedding);
+  if (!config.tied_embeddings) CopyRows(queue, w.lm_head, head);
+  CopyVector(w.final_norm, final_norm);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const TextLayer& from = w.layers[i];
+    TrainLayer& to = layers[i];
+    CopyVector(from.input_norm, to.input_norm);
+    CopyVector(from.mlp_norm, to.mlp_norm);
+    if (to.kind == LayerKind::kLightning) {
+      CopyRows(queue, from.lightning.qkv, to.qkv);
+      CopyRows(queue, from.lightning.gate, to.gate);
+      CopyRows(queue, from.lightning.out, to.out);
+      CopyVector(from.lightning.norm, to.norm);
+    } else {
+      CopyRows(queue, from.softmax.q, to.q);
+      CopyRows(queue, from.softmax.k, to.k);
+      CopyRows(queue, from.softmax.v, to.v);
+      CopyRows(queue, from.softmax.out, to.out);
+    }
+    if (config.num_experts > 0) CopyRows(queue, from.mlp.router, to.router);
+    for (size_t e = 0; e < to.experts.size(); ++e) {
+      CopyRows(queue, from.mlp.experts[e].w1, to.experts[e].w1);
+      CopyRows(queue, from.mlp.experts[e].w2, to.experts[e].w2);
+      CopyRows(queue, from.mlp.experts[e].w3, to.experts[e].w3);
+    }
+  }
+  return Status::Ok();
+}
+
+}  // namespace mm01

@@ -1,0 +1,52 @@
+// The parameters of a text model in training, by name and by place, with their gradients.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "device/buffer.h"
+#include "device/queue.h"
+#include "io/checkpoint.h"
+#include "model/text01/config.h"
+#include "model/text01/trainer_model.h"
+#include "tensor/tensor.h"
+
+namespace mm01 {
+
+// Borrows from TrainParameters.
+struct TrainTensor {
+  Tensor value, gradient;  // [n, k] or [n], float32
+};
+
+struct TrainExpert {
+  TrainTensor w1, w2, w3;  // [F, D], [D, F], [F, D]
+};
+
+struct TrainLayer {
+  LayerKind kind = LayerKind::kLightning;
+  TrainTensor input_norm, mlp_norm;  // [D]
+  TrainTensor qkv, gate, norm;       // lightning: [3 H K, D], [H K, D], [H K]
+  TrainTensor q, k, v;               // softmax: [H K, D], [G K, D], [G K, D]
+  TrainTensor out;                   // [D, H K]
+  TrainTensor router;                // [E, D]; empty for a dense FFN
+  std::vector<TrainExpert> experts;  // one for a dense FFN
+  std::vector<float> slope;          // lightning: [H]
+};
+
+struct TrainParameters {
+  TrainParameters(Queue& queue, const TextConfig& config);
+  TrainParameters(TrainParameters&&) = delete;  // the tensors lie in the buffers
+
+  int64_t bytes() const { return values.bytes(); }
+  void Initialise(Queue& queue, const TextConfig& config, uint64_t seed);
+  Status Load(Queue& queue, const TextConfig& config, const Checkpoint& checkpoint);
+
+  Buffer values, gradients;
+  std::vector<TrainParameter> all;  // in the order of WantedTensors
+  TrainTensor embedding, final_norm, head;
+  std::vector<TrainLayer> layers;
+};
+
+}  // namespace mm01

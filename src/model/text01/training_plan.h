@@ -1,0 +1,37 @@
+// What a training pass keeps for its way back, and what it works out again.
+//
+// Kept are the residual before each norm, the inputs and outputs of attention, the router's logits
+// and the experts' first products: what costs matrix products to have again. Norms, SiLU, SwiGLU
+// and gathered rows are cheap and large, and are recomputed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "device/buffer.h"
+#include "device/queue.h"
+#include "model/text01/config.h"
+#include "model/text01/trainer_model.h"
+#include "model/text01/training_blocks.h"
+
+namespace mm01 {
+
+// Room for one pass of at most `max_tokens` rows.
+struct KeptMemory {
+  KeptMemory(Queue& queue, const TextConfig& config, int64_t max_tokens);
+
+  Buffer memory;
+  std::vector<KeptLayer> layers;
+  Tensor last;                         // [T, D]  the residual before the final norm
+  std::vector<TrainMemoryLine> lines;  // bytes of each kind
+};
+
+// Room that the ops of one pass take from the queue at most, where documents have 64 tokens or
+// more: shorter ones take a whole tile each in softmax attention.
+int64_t WorkingBytes(const TextConfig& config, int64_t max_tokens);
+
+// Lines of the kept memory, of the room that ops work in, and of what is recomputed.
+std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& config, int64_t max_tokens,
+                                        int64_t parameter_bytes, const KeptMemory& kept);
+
+}  // namespace mm01
