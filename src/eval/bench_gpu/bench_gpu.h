@@ -17,7 +17,8 @@ struct Options {
 };
 
 inline constexpr const char* kParts[] = {
-    "lightning", "lightning_backward", "attention", "moe", "dense", "block"};
+    "lightning", "lightning_backward", "attention", "moe", "dense",
+    "block",     "train_layers",       "train"};
 
 struct Report {
   std::string device;

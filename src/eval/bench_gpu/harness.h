@@ -57,7 +57,9 @@ void BenchLightning(Harness& h);
 void BenchLightningBackward(Harness& h);
 void BenchAttention(Harness& h);
 void BenchMoe(Harness& h);
-void BenchDense(Harness& h);  // projections at decode sizes, norms, RoPE
-void BenchBlock(Harness& h);  // eight layers of Text-01
+void BenchDense(Harness& h);        // projections at decode sizes, norms, RoPE
+void BenchBlock(Harness& h);        // eight layers of Text-01
+void BenchTrainLayers(Harness& h);  // layers of Text-01 in training
+void BenchTrain(Harness& h);        // a training pass of the small model
 
 }  // namespace mm01::gpu
