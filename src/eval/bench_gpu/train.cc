@@ -1,10 +1,11 @@
-// Training at the small model's shape: tokens a second of whole passes, forward and back, over
-// random tokens.
+// Training at the small model's shape: tokens a second of whole steps, forward, back and optimizer,
+// over random tokens.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "base/rng.h"
 #include "device/device.h"
 #include "eval/bench_gpu/harness.h"
+#include "kernels/optim/adamw.h"
 #include "model/text01/trainer_model.h"
 
 namespace mm01::gpu {
@@ -77,6 +79,54 @@ void CheckAnswers(Harness& h) {
   }
 }
 
+// A step as the training loop takes it, in passes of some tokens.
+class Step {
+ public:
+  Step(Queue& queue, TrainerModel& model)
+      : queue_(queue), model_(model), moments_(2 * Bytes(model), Device::kCuda) {
+    float* at = moments_.As<float>();
+    const auto room = [&](const Tensor& like) {
+      Tensor t = like;
+      t.data = at;
+      at += like.size();
+      return t;
+    };
+    for (const TrainParameter& p : model.parameters()) {
+      gradients_.push_back(p.gradient);
+      updates_.push_back({.value = p.value,
+                          .gradient = p.gradient,
+                          .m = room(p.value),
+                          .v = room(p.value),
+                          .learning_rate = 1e-4,
+                          .step = 1});
+    }
+  }
+
+  void Run(const TrainBatch& pass, int64_t passes) {
+    model_.ZeroGradients();
+    for (int64_t i = 0; i < passes; ++i) {
+      model_.ForwardBackward(pass, 1.0 / kStepTokens, 1.0 / static_cast<double>(passes));
+    }
+    const double norm = std::sqrt(SumOfSquaresOfMany(queue_, gradients_));
+    for (AdamWArgs& update : updates_) update.gradient_scale = std::min(1.0, 1.0 / norm);
+    AdamWMany(queue_, updates_);
+    model_.ParametersChanged();
+  }
+
+ private:
+  static int64_t Bytes(const TrainerModel& model) {
+    int64_t bytes = 0;
+    for (const TrainParameter& p : model.parameters()) bytes += p.value.size() * 4;
+    return bytes;
+  }
+
+  Queue& queue_;
+  TrainerModel& model_;
+  Buffer moments_;
+  std::vector<Tensor> gradients_;
+  std::vector<AdamWArgs> updates_;
+};
+
 }  // namespace
 
 void BenchTrain(Harness& h) {
@@ -85,28 +135,30 @@ void BenchTrain(Harness& h) {
   const TextConfig config = NanoConfig();
   const auto model = TrainerModel::Create(queue, config, {.max_tokens = kStepTokens}).value();
   model->Initialise(1);
+  Step step(queue, *model);
   for (const int64_t length : {2048, 32'768}) {
-    const TrainBatch batch = RandomBatch(kStepTokens, length, config.vocab_size);
-    const auto step = [&] {
-      model->ParametersChanged();
-      model->ZeroGradients();
-      model->ForwardBackward(batch, 1.0 / kStepTokens, 1.0);
-    };
-    constexpr int kWarmUp = 2, kSteps = 7;
-    std::vector<double> seconds;
-    for (int i = 0; i < kWarmUp + kSteps; ++i) {
-      const double s = SecondsOf(queue, step);
-      if (i >= kWarmUp) seconds.push_back(s);
+    double best = 0;
+    for (const int64_t passes : {1, 2, 4}) {
+      const int64_t tokens = kStepTokens / passes;
+      const TrainBatch batch = RandomBatch(tokens, length, config.vocab_size);
+      constexpr int kWarmUp = 2, kSteps = 7;
+      std::vector<double> seconds;
+      for (int i = 0; i < kWarmUp + kSteps; ++i) {
+        const double s = SecondsOf(queue, [&] { step.Run(batch, passes); });
+        if (i >= kWarmUp) seconds.push_back(s);
+      }
+      std::ranges::sort(seconds);
+      const double median = seconds[seconds.size() / 2];
+      best = std::max(best, static_cast<double>(kStepTokens) / median);
+      const double forward = SecondsOf(queue, [&] { model->Evaluate(batch); });
+      h.Say(fmt::format(
+          "  documents of {}: {:.1f} ms a step in passes of {} tokens, of which one forward is "
+          "{:.1f} ms",
+          length, median * 1e3, tokens, forward * 1e3));
     }
-    std::ranges::sort(seconds);
-    const double median = seconds[seconds.size() / 2];
     h.Add({.name = fmt::format("nano_train_tokens_per_s_{}", length),
-           .value = static_cast<double>(kStepTokens) / median,
+           .value = best,
            .unit = "tokens/s"});
-    const double forward = SecondsOf(queue, [&] { model->Evaluate(batch); });
-    h.Say(fmt::format(
-        "  {:.1f} ms a step of {} tokens without the optimizer, the way forward {:.1f} ms",
-        median * 1e3, kStepTokens, forward * 1e3));
   }
 }
 
