@@ -134,8 +134,8 @@ void AddBench(CommandLine& line) {
   command.Text("--commit", "ID", &flags->commit, "name of the code measured, for the JSON file");
   command.Text("--sources", "SHA256", &flags->sources, "hash of the CUDA sources, likewise");
   command.Texts("--part", "NAME", &flags->parts,
-                "of the GPU's bench: lightning, attention, moe, dense or block; may be given again "
-                "(default: all)");
+                "of the GPU's bench: lightning, lightning_backward, attention, moe, dense, "
+                "block, train_layers or train; may be given again (default: all)");
   command.Switch("--brief", &flags->brief, "a model of a few million parameters: does all run?");
   command.Action([flags] {
     const Result<int> code = RunBench(*flags);

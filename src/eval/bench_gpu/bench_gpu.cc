@@ -76,7 +76,9 @@ Status BenchModel(Harness& h, const std::string& path) {
 
 Result<Report> Bench(const Options& options, const std::function<void(const std::string&)>& say) {
   using Part = void (*)(Harness&);
-  constexpr Part kRun[] = {BenchLightning, BenchAttention, BenchMoe, BenchDense, BenchBlock};
+  constexpr Part kRun[] = {
+      BenchLightning, BenchLightningBackward, BenchAttention, BenchMoe, BenchDense,
+      BenchBlock,     BenchTrainLayers,       BenchTrain};
   for (const std::string& part : options.parts) {
     if (std::ranges::find(kParts, part) != std::end(kParts)) continue;
     return Status::Invalid(

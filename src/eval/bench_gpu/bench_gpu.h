@@ -16,7 +16,9 @@ struct Options {
   std::string model;               // a small model whose tokens a second are measured; may be empty
 };
 
-inline constexpr const char* kParts[] = {"lightning", "attention", "moe", "dense", "block"};
+inline constexpr const char* kParts[] = {
+    "lightning", "lightning_backward", "attention", "moe", "dense",
+    "block",     "train_layers",       "train"};
 
 struct Report {
   std::string device;

@@ -80,9 +80,12 @@ void Repeat(Queue& queue, const void* to, int64_t count, const std::vector<T>& p
 // Each checks its answer against the double-precision reference before it times, and throws
 // DeviceError where that fails.
 void BenchLightning(Harness& h);
+void BenchLightningBackward(Harness& h);
 void BenchAttention(Harness& h);
 void BenchMoe(Harness& h);
-void BenchDense(Harness& h);  // projections at decode sizes, norms, RoPE
-void BenchBlock(Harness& h);  // eight layers of Text-01
+void BenchDense(Harness& h);        // projections at decode sizes, norms, RoPE
+void BenchBlock(Harness& h);        // eight layers of Text-01
+void BenchTrainLayers(Harness& h);  // layers of Text-01 in training
+void BenchTrain(Harness& h);        // a training pass of the small model
 
 }  // namespace mm01::gpu

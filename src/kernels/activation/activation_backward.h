@@ -1,7 +1,7 @@
 // Gradients of the pointwise functions of activation.h.
 //
 // Letters   T rows, D width; rows may be strided.
-// Types     float32.
+// Types     float32; on a GPU each matrix is float32 or bf16, and worked in float32.
 // Errors    Shapes that disagree are our own bug: Check throws.
 #pragma once
 

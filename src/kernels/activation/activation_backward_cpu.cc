@@ -11,6 +11,9 @@
 #include <algorithm>
 
 #include "kernels/activation/activation_backward.h"
+#ifdef MM01_CUDA
+#include "kernels/activation/activation_backward_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -128,18 +131,22 @@ HWY_EXPORT(SwiGluOfTarget);
 HWY_EXPORT(SwiGluBackwardTarget);
 
 void SiluOf(Queue& queue, const SiluForwardArgs& args) {
+  MM01_ON_CUDA(queue, SiluOf(queue, args));
   HWY_DYNAMIC_DISPATCH(SiluOfTarget)(queue, args);
 }
 
 void SiluBackward(Queue& queue, const SiluBackwardArgs& args) {
+  MM01_ON_CUDA(queue, SiluBackward(queue, args));
   HWY_DYNAMIC_DISPATCH(SiluBackwardTarget)(queue, args);
 }
 
 void SwiGluOf(Queue& queue, const SwiGluForwardArgs& args) {
+  MM01_ON_CUDA(queue, SwiGluOf(queue, args));
   HWY_DYNAMIC_DISPATCH(SwiGluOfTarget)(queue, args);
 }
 
 void SwiGluBackward(Queue& queue, const SwiGluBackwardArgs& args) {
+  MM01_ON_CUDA(queue, SwiGluBackward(queue, args));
   HWY_DYNAMIC_DISPATCH(SwiGluBackwardTarget)(queue, args);
 }
 

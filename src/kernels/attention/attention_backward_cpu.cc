@@ -20,6 +20,9 @@
 #include <vector>
 
 #include "kernels/attention/attention_backward.h"
+#ifdef MM01_CUDA
+#include "kernels/attention/attention_backward_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -382,11 +385,13 @@ HWY_EXPORT(AttentionPassTarget);
 HWY_EXPORT(AttentionBackwardTarget);
 
 void AttentionPass(Queue& queue, const AttentionPassArgs& a) {
+  MM01_ON_CUDA(queue, AttentionPass(queue, a));
   CheckShapes(a.q, a.k, {&a.out}, {&a.v}, a.lse);
   HWY_DYNAMIC_DISPATCH(AttentionPassTarget)(queue, a);
 }
 
 void AttentionBackward(Queue& queue, const AttentionBackwardArgs& a) {
+  MM01_ON_CUDA(queue, AttentionBackward(queue, a));
   CheckShapes(a.q, a.k, {&a.out, &a.d_out, &a.dq}, {&a.v, &a.dk, &a.dv}, a.lse);
   HWY_DYNAMIC_DISPATCH(AttentionBackwardTarget)(queue, a);
 }

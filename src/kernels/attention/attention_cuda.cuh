@@ -45,7 +45,8 @@ struct Sequence {
   }
 };
 
-// All of them, in device memory.
+// All of them, in device memory. Whole documents, whose keys are those of their rows, have neither
+// positions nor lengths: null.
 struct Sequences {
   const int64_t* cu_seqlens;
   const int64_t* position;
@@ -57,13 +58,13 @@ struct Sequences {
 
   __device__ __forceinline__ Sequence Get(int n) const {
     constexpr int64_t kFar = 1 << 30;
-    const int64_t row = cu_seqlens[n], at = position[n] - kv_start[n];
+    const int64_t row = cu_seqlens[n], at = position ? position[n] - kv_start[n] : 0;
     return {.row = static_cast<int>(row),
             .rows = static_cast<int>(cu_seqlens[n + 1] - row),
             .position = static_cast<int>(at < -kFar  ? -kFar
                                          : at > kFar ? kFar
                                                      : at),
-            .length = static_cast<int>(kv_length[n])};
+            .length = static_cast<int>(kv_length ? kv_length[n] : cu_seqlens[n + 1] - row)};
   }
 };
 

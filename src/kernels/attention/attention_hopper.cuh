@@ -46,6 +46,17 @@ __device__ __forceinline__ void Release(uint64_t* barrier) {
   if (threadIdx.x % 32 == 0) BarrierArrive(barrier);
 }
 
+// The same in all threads of a warp, and known to be: addresses and branches stay uniform.
+__device__ __forceinline__ int Uniform(int x) {
+  return __shfl_sync(kAllLanes, x, 0);
+}
+
+// A descriptor of what stands so many bytes further.
+__device__ __forceinline__ uint64_t Further(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return (descriptor >> 32 << 32) | low;
+}
+
 // The block's dynamic shared memory, of SharedBytes<T> bytes.
 template <typename T>
 __device__ __forceinline__ T& SharedMemory() {

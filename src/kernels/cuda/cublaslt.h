@@ -36,4 +36,29 @@ struct LibraryGemm {
 // False if the library has no kernel for this product. Throws DeviceError if it is not there.
 bool MultiplyByLibrary(Queue& queue, const LibraryGemm& product);
 
+// Products of training, with either side as it is or transposed:
+//
+//   c[m, n] = or +=  sum over k of a[m, k] b[k, n]
+//
+// Types, layout and memory as above. k may be split among blocks, whose sums are then added in
+// order: bits depend on the sizes, not on timing. A kernel is chosen for sizes rounded up to four
+// bits, so that few are asked for where numbers of rows change from step to step.
+struct LibraryMatMul {
+  const void* a;  // [M, k], or [k, M] with transpose_a
+  int64_t lda;    // from one row to the next, in elements
+  const void* b;  // [k, N], or [N, k] with transpose_b
+  int64_t ldb;
+  void* c;  // [M, N]
+  int64_t ldc;
+  int64_t m, n, k;
+  DType in_type;  // of a and b
+  DType out_type;
+  bool transpose_a = false;
+  bool transpose_b = false;
+  bool add = false;  // to what c holds
+};
+
+// False if the library has no kernel for this product. Throws DeviceError if it is not there.
+bool MatMulByLibrary(Queue& queue, const LibraryMatMul& product);
+
 }  // namespace mm01::cuda

@@ -5,6 +5,9 @@
 #include <vector>
 
 #include "base/check.h"
+#ifdef MM01_CUDA
+#include "kernels/embed/embed_backward_cuda.h"
+#endif
 
 namespace mm01 {
 namespace {
@@ -21,6 +24,7 @@ void CheckShapes(std::span<const int32_t> ids, const View<float, 2>& rows,
 
 void EmbedRows(Queue& queue, std::span<const int32_t> ids, const Tensor& table_tensor,
                const Tensor& out_tensor) {
+  MM01_ON_CUDA(queue, EmbedRows(queue, ids, table_tensor, out_tensor));
   const auto table = table_tensor.As<float, 2>(), out = out_tensor.As<float, 2>();
   CheckShapes(ids, out, table);
   queue.pool().ParallelFor(std::ssize(ids), [&](int64_t t, int) {
@@ -30,6 +34,7 @@ void EmbedRows(Queue& queue, std::span<const int32_t> ids, const Tensor& table_t
 
 void EmbedBackward(Queue& queue, std::span<const int32_t> ids, const Tensor& d_out_tensor,
                    const Tensor& d_table_tensor) {
+  MM01_ON_CUDA(queue, EmbedBackward(queue, ids, d_out_tensor, d_table_tensor));
   const auto d_out = d_out_tensor.As<float, 2>(), d_table = d_table_tensor.As<float, 2>();
   CheckShapes(ids, d_out, d_table);
   std::vector<int64_t> rows(ids.size());  // by id, and by place among equals

@@ -7,7 +7,8 @@
 //   y = MatMul(x, w^T)     dx = MatMul(dy, w)     dw += MatMul(dy^T, x)
 //
 // Letters   c is [M, N], k the dim that is summed over. Rows of all three may be strided.
-// Types     float32.
+// Types     float32. On a GPU each may be bf16, with sums in float32; there the order is that of
+//           gemm_backward_cuda.h, a function of types and sizes.
 // Order     as in gemm.h: k is cut into blocks of 256 from 0, a block is summed in one chain from
 //           zero, and blocks are added in order, to c where `add` is set. So MatMul(x, w^T) has the
 //           bits of Gemm, and no bit depends on the number of threads.

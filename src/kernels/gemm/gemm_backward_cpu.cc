@@ -13,6 +13,9 @@
 #include <vector>
 
 #include "kernels/gemm/gemm_backward.h"
+#ifdef MM01_CUDA
+#include "kernels/gemm/gemm_backward_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -195,6 +198,7 @@ namespace mm01 {
 HWY_EXPORT(MatMulManyTarget);
 
 void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems) {
+  MM01_ON_CUDA(queue, MatMulMany(queue, problems));
   HWY_DYNAMIC_DISPATCH(MatMulManyTarget)(queue, problems);
 }
 

@@ -15,7 +15,7 @@
 // cut at a border of its blocks: over calls, or over ranks.
 //
 // Letters   T rows of all documents, N documents, H heads, K = V = head dim (a multiple of 16).
-// Types     float32; cu_seqlens int64.
+// Types     float32; on a GPU rows may also be bf16, all of one type. cu_seqlens int64.
 // Order     an item is a head of a document, which walks its blocks in order: bits depend on the
 //           document alone.
 // Cost      forward as lightning.h; backward two sweeps over the blocks, 10 K V + 10 B K flops a

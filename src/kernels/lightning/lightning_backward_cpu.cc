@@ -15,6 +15,9 @@
 #include <cstring>
 
 #include "kernels/lightning/lightning_backward.h"
+#ifdef MM01_CUDA
+#include "kernels/lightning/lightning_backward_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -288,11 +291,13 @@ HWY_EXPORT(LightningPassTarget);
 HWY_EXPORT(LightningBackwardTarget);
 
 void LightningPass(Queue& queue, const LightningPassArgs& a) {
+  MM01_ON_CUDA(queue, LightningPass(queue, a));
   CheckShapes(a.q, {&a.k, &a.v, &a.out}, {&a.s_in, &a.s_out}, a.cu_seqlens.dim(0) - 1);
   HWY_DYNAMIC_DISPATCH(LightningPassTarget)(queue, a);
 }
 
 void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
+  MM01_ON_CUDA(queue, LightningBackward(queue, a));
   CheckShapes(a.q, {&a.k, &a.v, &a.d_out, &a.dq, &a.dk, &a.dv}, {&a.s_in, &a.d_s_out, &a.d_s_in},
               a.cu_seqlens.dim(0) - 1);
   HWY_DYNAMIC_DISPATCH(LightningBackwardTarget)(queue, a);

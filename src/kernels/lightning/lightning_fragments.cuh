@@ -1,5 +1,6 @@
-// The pieces of the prefill kernel (lightning_prefill.cu) that a warpgroup's threads hold in
-// registers: S^T, O^T and V^T as wgmma wants them, and the products between them.
+// The pieces of the kernels for bf16 and head dim 128 (lightning_prefill.cu and
+// lightning_backward_hopper.cu): what a warpgroup's threads hold in registers, S^T, O^T and V^T as
+// wgmma wants them, the products between them, and the ring of loads.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,6 +18,7 @@ constexpr int kHalf = 64;       // columns of V in a CTA
 constexpr int kTile = kB * 64;  // elements of a tile [B][64], 8 KB
 constexpr uint32_t kTileBytes = kTile * sizeof(__nv_bfloat16);
 constexpr int kWarpgroup = 128;
+constexpr int kStages = 4;  // blocks in flight or in use
 
 // Powers of the decay of the places 2 p, 2 p + 1 of each 8, for the threads with p = lane % 4. The
 // fifth float4 keeps the four rows in different banks.
@@ -167,6 +169,76 @@ __device__ __forceinline__ void StoreFragments(__nv_bfloat16* tile, const float 
                           PackBf16(o[8 * i + 4], o[8 * i + 5]),
                           PackBf16(o[8 * i + 6], o[8 * i + 7]));
   }
+}
+
+// ---- scores, by a warpgroup: P [64 rows, 64 rows up to each]
+
+// The decay of each of this thread's scores, and zero where column c comes after row r: in memory,
+// or in a sweep that goes back, before it. powers[n]: exp(-slope n).
+__device__ __forceinline__ void LoadScoreDecays(float (&decay)[32], const float* powers,
+                                                bool back) {
+  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    const int r = warp * 16 + lane / 4 + i / 2 % 2 * 8, c = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    const int ago = back ? c - r : r - c;
+    decay[i] = ago >= 0 ? powers[ago] : 0.0f;
+  }
+}
+
+// x = the products of rows, of two halves of K each.
+__device__ __forceinline__ void MultiplyScores(float (&x)[32], const __nv_bfloat16 (&q)[2][kTile],
+                                               const __nv_bfloat16 (&k)[2][kTile]) {
+  const uint64_t a = WgmmaDescriptor(q), b = WgmmaDescriptor(k);
+#pragma unroll
+  for (int i = 0; i < kDim / 16; ++i) {
+    const uint64_t half = i / 4 * (kTileBytes >> 4);
+    WgmmaSs<0, 0>(x, Columns(a + half, i % 4), Columns(b + half, i % 4), i > 0);
+  }
+  WgmmaCommit();
+}
+
+// x * decay, as high and low terms.
+__device__ __forceinline__ void StoreScores(__nv_bfloat16 (&tiles)[2][kTile], const float (&x)[32],
+                                            const float (&decay)[32]) {
+  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
+  // Where stmatrix puts this lane's row of the first 16 columns.
+  const int row = warp * 16 + lane % 16, byte = lane / 16 * 16;
+  const uint32_t high_tile = SharedAddress(tiles[0]);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    Split s[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int at = i * 8 + j * 2;
+      s[j] = SplitPair(x[at] * decay[at], x[at + 1] * decay[at + 1]);
+    }
+    const uint32_t to = high_tile + Swizzle128(row, byte + i * 32);
+    StoreMatrix(to, s[0].high, s[1].high, s[2].high, s[3].high);
+    StoreMatrix(to + kTileBytes, s[0].low, s[1].low, s[2].low, s[3].low);
+  }
+}
+
+// ---- loads
+
+// Which stage comes next, and in which of its rounds.
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  __device__ void Next() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// This warp no longer reads the stage; both CTAs' loads wait for all warps of both. What it read it
+// has in registers, so the arrival need not order anything.
+__device__ __forceinline__ void ReleaseStage(uint64_t* empty) {
+  __syncwarp();
+  if (threadIdx.x % 32 < 2) BarrierArriveRemote(empty, threadIdx.x % 32);
 }
 
 }  // namespace mm01::cuda

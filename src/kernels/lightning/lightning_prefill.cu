@@ -23,7 +23,6 @@
 namespace mm01::cuda {
 namespace {
 
-constexpr int kStages = 4;
 constexpr int kThreads = 3 * kWarpgroup;
 constexpr int kConsumers = 2 * kWarpgroup;
 static_assert(kLightningBlock == 64, "a block is one tile of wgmma");
@@ -47,19 +46,6 @@ struct Maps {
   CUtensorMap q, k, v, out;
 };
 
-// Which stage comes next, and in which of its rounds.
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ void Next() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 // The (sequence, head)s of a cluster, one after another.
 struct Items {
   int cluster, num_clusters, rank;  // of the CTA in its cluster
@@ -72,13 +58,6 @@ struct Items {
     }
   }
 };
-
-// This warp no longer reads the stage; both CTAs' loads wait for all warps of both. What it read it
-// has in registers, so the arrival need not order anything.
-__device__ __forceinline__ void ReleaseStage(uint64_t* empty) {
-  __syncwarp();
-  if (threadIdx.x % 32 < 2) BarrierArriveRemote(empty, threadIdx.x % 32);
-}
 
 // ---- loads
 
@@ -139,9 +118,7 @@ struct Places {
 // ---- scores
 
 __device__ void ScoreBlocks(Shared& shared, const LightningParams& p, const Items& items) {
-  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
-  // Where stmatrix puts this lane's row of the first 16 columns.
-  const int store_row = warp * 16 + lane % 16, store_byte = lane / 16 * 16;
+  const int thread = threadIdx.x % kWarpgroup, lane = thread % 32;
   Ring ring;
   uint32_t num_done = 0;
   items.ForEach(p, [&](const Sequence& sequence, int head) {
@@ -150,11 +127,7 @@ __device__ void ScoreBlocks(Shared& shared, const LightningParams& p, const Item
     if (thread < kB) shared.score_decay[thread] = DecayPower(slope, thread);
     NamedBarrierSync<kScoresBarrier, kWarpgroup>();
     float decay[32];
-#pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const int r = warp * 16 + lane / 4 + i / 2 % 2 * 8, c = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      decay[i] = c <= r ? shared.score_decay[r - c] : 0.0f;
-    }
+    LoadScoreDecays(decay, shared.score_decay, false);
     const int64_t num_blocks = sequence.num_blocks();
     for (int64_t b = 0; b < num_blocks; ++b) {
       const int stage = ring.stage;
@@ -163,15 +136,9 @@ __device__ void ScoreBlocks(Shared& shared, const LightningParams& p, const Item
       if (!places.all()) {
         PatchBlock(shared, stage, p, sequence, head, items.rank, places.begin, places.end);
       }
-      const uint64_t q = WgmmaDescriptor(shared.q[stage]), k = WgmmaDescriptor(shared.k[stage]);
       float x[32];
       WgmmaFence();
-#pragma unroll
-      for (int i = 0; i < kDim / 16; ++i) {
-        const uint64_t half = i / 4 * (kTileBytes >> 4);
-        WgmmaSs<0, 0>(x, Columns(q + half, i % 4), Columns(k + half, i % 4), i > 0);
-      }
-      WgmmaCommit();
+      MultiplyScores(x, shared.q[stage], shared.k[stage]);
       const uint32_t buffer = num_done & 1;
       BarrierWait(&shared.scores_empty[buffer], ~(num_done >> 1) & 1);
       WgmmaWait<0>();
@@ -179,19 +146,7 @@ __device__ void ScoreBlocks(Shared& shared, const LightningParams& p, const Item
       ReleaseStage(&shared.empty[stage]);
       ring.Next();
 
-      const uint32_t high_tile = SharedAddress(shared.scores[buffer][0]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        Split s[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int at = i * 8 + j * 2;
-          s[j] = SplitPair(x[at] * decay[at], x[at + 1] * decay[at + 1]);
-        }
-        const uint32_t to = high_tile + Swizzle128(store_row, store_byte + i * 32);
-        StoreMatrix(to, s[0].high, s[1].high, s[2].high, s[3].high);
-        StoreMatrix(to + kTileBytes, s[0].low, s[1].low, s[2].low, s[3].low);
-      }
+      StoreScores(shared.scores[buffer], x, decay);
       ProxyFence();
       __syncwarp();
       if (lane == 0) BarrierArrive(&shared.scores_full[buffer]);

@@ -3,14 +3,15 @@
 //   logits = x weight^T over the rows of weight that are tokens
 //   loss   = sum over counted t of  log sum_v exp(logits_tv) - logits_t,target
 //
-// Rows are worked in chunks of kLossRows, so that the logits of all rows never exist together.
+// Rows are worked in chunks, so that the logits of all rows never exist together: of kLossRows
+// rows, on a GPU of kLossLogits logits where these are more rows.
 //
 // Letters   T rows, D width, V rows of weight, of which the first U are tokens.
-// Types     float32; the logarithm of each row and the sum over rows in double.
+// Types     float32, on a GPU also bf16 but for d_weight; the logarithm of each row and the sum
+//           over rows in double.
 // Order     chunks are counted from row 0, and rows and chunks are added in order: no bit depends
-// on
-//           the number of threads.
-// Cost      2 T U D flops for the loss, 6 T U D with gradients. Room for kLossRows U logits.
+//           on the number of threads.
+// Cost      2 T U D flops for the loss, 6 T U D with gradients. Room for a chunk's logits.
 // Errors    Shapes that disagree, or a target outside U, are our own bug: Check throws.
 #pragma once
 
@@ -23,6 +24,7 @@
 namespace mm01 {
 
 inline constexpr int64_t kLossRows = 256;
+inline constexpr int64_t kLossLogits = int64_t{1} << 23;
 
 struct LinearCrossEntropyArgs {
   Tensor x;                          // [T, D]

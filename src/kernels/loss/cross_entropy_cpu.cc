@@ -15,6 +15,9 @@
 
 #include "kernels/gemm/gemm_backward.h"
 #include "kernels/loss/cross_entropy.h"
+#ifdef MM01_CUDA
+#include "kernels/loss/cross_entropy_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -59,6 +62,7 @@ namespace mm01 {
 HWY_EXPORT(CrossEntropyRowTarget);
 
 CrossEntropy LinearCrossEntropy(Queue& queue, const LinearCrossEntropyArgs& a) {
+  MM01_ON_CUDA(queue, LinearCrossEntropy(queue, a));
   const int64_t rows = a.x.dim(0), used = a.vocab_used;
   const bool backward = !a.d_x.empty();
   Check(a.weight.dim(1) == a.x.dim(1) && std::ssize(a.targets) == rows && 0 < used &&

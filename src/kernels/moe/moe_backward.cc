@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <utility>
 
 #include "base/check.h"
+#ifdef MM01_CUDA
+#include "kernels/moe/moe_backward_cuda.h"
+#endif
 
 namespace mm01 {
 namespace {
@@ -19,59 +22,116 @@ void Softmax(const float* logits, int64_t n, double* out) {
   for (int64_t e = 0; e < n; ++e) out[e] /= sum;
 }
 
+// The mean over the rows, which are added in pieces.
+std::vector<double> MeanSoftmax(Queue& queue, const View<const float, 2>& logits) {
+  const int64_t tokens = logits.dim(0), pieces = (tokens + kRowsPerPiece - 1) / kRowsPerPiece;
+  const auto experts = static_cast<size_t>(logits.dim(1));
+  std::vector<std::vector<double>> sums(static_cast<size_t>(pieces));
+  queue.pool().ParallelFor(pieces, [&](int64_t piece, int) {
+    std::vector<double> sum(experts), p(experts);
+    const int64_t end = std::min(tokens, (piece + 1) * kRowsPerPiece);
+    for (int64_t t = piece * kRowsPerPiece; t < end; ++t) {
+      Softmax(&logits(t, 0), logits.dim(1), p.data());
+      for (size_t e = 0; e < experts; ++e) sum[e] += p[e];
+    }
+    sums[static_cast<size_t>(piece)] = sum;
+  });
+  std::vector<double> mean(experts);
+  for (const auto& sum : sums) {
+    for (size_t e = 0; e < experts; ++e) mean[e] += sum[e] / static_cast<double>(tokens);
+  }
+  return mean;
+}
+
+// The choices of a token by ascending expert.
+void SortChoices(int32_t* expert, float* share, int64_t k) {
+  for (int64_t i = 1; i < k; ++i) {
+    for (int64_t j = i; j > 0 && expert[j] < expert[j - 1]; --j) {
+      std::swap(expert[j], expert[j - 1]);
+      std::swap(share[j], share[j - 1]);
+    }
+  }
+}
+
+void CheckDispatch(const TrainDispatchArgs& a) {
+  const DispatchRoom& r = a.room;
+  const int64_t tokens = a.logits.dim(0), k = r.expert.dim(1);
+  Check(r.expert.dim(0) == tokens && r.share.shape == r.expert.shape &&
+            r.row.shape == r.expert.shape && r.token.size() == tokens * k &&
+            r.weight.size() == tokens * k && 0 < k && k <= a.logits.dim(1),
+        "MakeTrainDispatch: shapes disagree");
+}
+
 }  // namespace
 
-TrainDispatch MakeTrainDispatch(const Tensor& experts_tensor, const Tensor& weights_tensor,
-                                int64_t num_experts, int64_t capacity) {
-  const auto experts = experts_tensor.As<const int32_t, 2>();
-  const auto weights = weights_tensor.As<const float, 2>();
-  const int64_t tokens = experts.dim(0), k = experts.dim(1);
-  TrainDispatch d{.k = k};
-  d.counts.assign(static_cast<size_t>(num_experts), 0);
-  std::vector<int64_t> choice(static_cast<size_t>(k));
+TrainDispatch MakeTrainDispatch(Queue& queue, const TrainDispatchArgs& a) {
+  CheckDispatch(a);
+  MM01_ON_CUDA(queue, MakeTrainDispatch(queue, a));
+  const auto expert = a.room.expert.As<int32_t, 2>(), row = a.room.row.As<int32_t, 2>();
+  const auto share = a.room.share.As<float, 2>();
+  const auto token = a.room.token.As<int32_t, 1>();
+  const auto weight = a.room.weight.As<float, 1>();
+  const int64_t tokens = expert.dim(0), k = expert.dim(1);
+  Route(queue, {.logits = a.logits, .experts = a.room.expert, .weights = a.room.share});
+  TrainDispatch d;
+  static_cast<DispatchRoom&>(d) = a.room;
+  d.probability = MeanSoftmax(queue, a.logits.As<const float, 2>());
+  d.counts.assign(static_cast<size_t>(a.logits.dim(1)), 0);
   for (int64_t t = 0; t < tokens; ++t) {
-    std::iota(choice.begin(), choice.end(), 0);
-    std::ranges::sort(choice, {}, [&](int64_t i) { return experts(t, i); });
-    for (const int64_t i : choice) {
-      d.expert.push_back(experts(t, i));
-      d.share.push_back(weights(t, i));
-      int64_t& count = d.counts[static_cast<size_t>(experts(t, i))];
-      const bool kept = capacity == 0 || count < capacity;
-      d.row.push_back(kept ? count : -1);  // within the expert, for now
+    SortChoices(&expert(t, 0), &share(t, 0), k);
+    for (int64_t i = 0; i < k; ++i) {
+      int64_t& count = d.counts[static_cast<size_t>(expert(t, i))];
+      const bool kept = a.capacity == 0 || count < a.capacity;
+      row(t, i) = kept ? static_cast<int32_t>(count) : -1;  // within the expert, for now
       d.dropped += !kept;
       ++count;
     }
   }
   d.offset.push_back(0);
   for (const int64_t count : d.counts) {
-    d.offset.push_back(d.offset.back() + (capacity == 0 ? count : std::min(count, capacity)));
+    d.offset.push_back(d.offset.back() + (a.capacity == 0 ? count : std::min(count, a.capacity)));
   }
-  d.token.resize(static_cast<size_t>(d.offset.back()));
-  d.weight.resize(d.token.size());
-  for (size_t i = 0; i < d.row.size(); ++i) {
-    if (d.row[i] < 0) continue;
-    d.row[i] += d.offset[static_cast<size_t>(d.expert[i])];
-    d.token[static_cast<size_t>(d.row[i])] = static_cast<int64_t>(i) / k;
-    d.weight[static_cast<size_t>(d.row[i])] = d.share[i];
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t i = 0; i < k; ++i) {
+      if (row(t, i) < 0) continue;
+      row(t, i) += static_cast<int32_t>(d.offset[static_cast<size_t>(expert(t, i))]);
+      token(row(t, i)) = static_cast<int32_t>(t);
+      weight(row(t, i)) = share(t, i);
+    }
   }
   return d;
 }
 
+void GatherRows(Queue& queue, const TrainDispatch& d, const Tensor& x_tensor,
+                const Tensor& out_tensor) {
+  Check(out_tensor.dim(0) == d.num_rows() && out_tensor.dim(1) == x_tensor.dim(1) &&
+            x_tensor.dim(0) == d.row.dim(0),
+        "GatherRows: shapes disagree");
+  MM01_ON_CUDA(queue, GatherRows(queue, d, x_tensor, out_tensor));
+  const auto x = x_tensor.As<const float, 2>();
+  const auto out = out_tensor.As<float, 2>();
+  const auto token = d.token.As<const int32_t, 1>();
+  queue.pool().ParallelFor(
+      out.dim(0), [&](int64_t r, int) { std::copy_n(&x(token(r), 0), x.dim(1), &out(r, 0)); });
+}
+
 void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows_tensor, bool weighted,
                  const Tensor& y_tensor) {
+  Check(rows_tensor.dim(0) == d.num_rows() && y_tensor.dim(0) == d.row.dim(0) &&
+            rows_tensor.dim(1) == y_tensor.dim(1),
+        "CombineRows: shapes disagree");
+  MM01_ON_CUDA(queue, CombineRows(queue, d, rows_tensor, weighted, y_tensor));
   const auto rows = rows_tensor.As<const float, 2>();
   const auto y = y_tensor.As<float, 2>();
-  Check(
-      rows.dim(0) == d.num_rows() && y.dim(0) * d.k == std::ssize(d.row) && rows.dim(1) == y.dim(1),
-      "CombineRows: shapes disagree");
+  const auto row_of = d.row.As<const int32_t, 2>();
+  const auto share = d.share.As<const float, 2>();
   queue.pool().ParallelFor(y.dim(0), [&](int64_t t, int) {
     float* out = &y(t, 0);
     bool first = true;
-    for (int64_t i = t * d.k; i < (t + 1) * d.k; ++i) {
-      const int64_t r = d.row[static_cast<size_t>(i)];
-      if (r < 0) continue;
-      const float* row = &rows(r, 0);
-      const float weight = weighted ? d.share[static_cast<size_t>(i)] : 1.0f;
+    for (int64_t i = 0; i < row_of.dim(1); ++i) {
+      if (row_of(t, i) < 0) continue;
+      const float* row = &rows(row_of(t, i), 0);
+      const float weight = weighted ? share(t, i) : 1.0f;
       if (first) {
         for (int64_t j = 0; j < y.dim(1); ++j) out[j] = weight * row[j];
       } else {
@@ -87,53 +147,37 @@ void RouteBackward(Queue& queue, const TrainDispatch& d, const Tensor& d_weight_
                    const Tensor& d_logits_tensor) {
   const auto d_weight = d_weight_tensor.As<const float, 1>();
   const auto d_logits = d_logits_tensor.As<float, 2>();
-  Check(d_weight.dim(0) == d.num_rows() && d_logits.dim(0) * d.k == std::ssize(d.row) &&
+  Check(d_weight.dim(0) == d.num_rows() && d_logits.dim(0) == d.row.dim(0) &&
             d_logits.dim(1) == std::ssize(d.counts),
         "RouteBackward: shapes disagree");
+  MM01_ON_CUDA(queue, RouteBackward(queue, d, d_weight_tensor, d_logits_tensor));
+  const auto expert = d.expert.As<const int32_t, 2>(), row = d.row.As<const int32_t, 2>();
+  const auto share = d.share.As<const float, 2>();
   queue.pool().ParallelFor(d_logits.dim(0), [&](int64_t t, int) {
     std::fill_n(&d_logits(t, 0), d_logits.dim(1), 0.0f);
     const auto gradient = [&](int64_t i) {
-      const int64_t r = d.row[static_cast<size_t>(i)];
-      return r < 0 ? 0.0 : static_cast<double>(d_weight(r));
+      return row(t, i) < 0 ? 0.0 : static_cast<double>(d_weight(row(t, i)));
     };
     double mean = 0.0;
-    for (int64_t i = t * d.k; i < (t + 1) * d.k; ++i) {
-      mean += static_cast<double>(d.share[static_cast<size_t>(i)]) * gradient(i);
+    for (int64_t i = 0; i < row.dim(1); ++i) {
+      mean += static_cast<double>(share(t, i)) * gradient(i);
     }
-    for (int64_t i = t * d.k; i < (t + 1) * d.k; ++i) {
-      const auto at = static_cast<size_t>(i);
-      d_logits(t, d.expert[at]) =
-          static_cast<float>(static_cast<double>(d.share[at]) * (gradient(i) - mean));
+    for (int64_t i = 0; i < row.dim(1); ++i) {
+      d_logits(t, expert(t, i)) =
+          static_cast<float>(static_cast<double>(share(t, i)) * (gradient(i) - mean));
     }
   });
 }
 
-void Balance::AddLayer(Queue& queue, const Tensor& logits_tensor, const TrainDispatch& dispatch) {
-  const auto logits = logits_tensor.As<const float, 2>();
-  const auto experts = static_cast<size_t>(num_experts_);
-  tokens_ = logits.dim(0);
-  Check(logits.dim(1) == num_experts_ && dispatch.counts.size() == experts && tokens_ > 0,
-        "Balance: logits are not [T, E]");
-  const int64_t pieces = (tokens_ + kRowsPerPiece - 1) / kRowsPerPiece;
-  std::vector<std::vector<double>> sums(static_cast<size_t>(pieces));
-  queue.pool().ParallelFor(pieces, [&](int64_t piece, int) {
-    std::vector<double> sum(experts), p(experts);
-    const int64_t end = std::min(tokens_, (piece + 1) * kRowsPerPiece);
-    for (int64_t t = piece * kRowsPerPiece; t < end; ++t) {
-      Softmax(&logits(t, 0), num_experts_, p.data());
-      for (size_t e = 0; e < experts; ++e) sum[e] += p[e];
-    }
-    sums[static_cast<size_t>(piece)] = sum;
-  });
-  std::vector<double> share, mean(experts);
-  for (const int64_t count : dispatch.counts) {
+void Balance::AddLayer(const TrainDispatch& d) {
+  tokens_ = d.row.dim(0);
+  Check(std::ssize(d.counts) == num_experts_ && tokens_ > 0, "Balance: the experts disagree");
+  std::vector<double> share;
+  for (const int64_t count : d.counts) {
     share.push_back(static_cast<double>(count) / static_cast<double>(tokens_));
   }
-  for (const auto& sum : sums) {
-    for (size_t e = 0; e < experts; ++e) mean[e] += sum[e] / static_cast<double>(tokens_);
-  }
   share_.push_back(share);
-  mean_.push_back(mean);
+  mean_.push_back(d.probability);
 }
 
 std::vector<double> Balance::Weights(int64_t layer) const {
@@ -169,6 +213,7 @@ void BalanceBackward(Queue& queue, const Tensor& logits_tensor, const std::vecto
   const auto d_logits = d_logits_tensor.As<float, 2>();
   Check(logits.shape == d_logits.shape && logits.dim(1) == std::ssize(weight),
         "BalanceBackward: shapes disagree");
+  MM01_ON_CUDA(queue, BalanceBackward(queue, logits_tensor, weight, scale, d_logits_tensor));
   queue.pool().ParallelFor(logits.dim(0), [&](int64_t t, int) {
     std::vector<double> p(weight.size());
     Softmax(&logits(t, 0), logits.dim(1), p.data());

@@ -1,9 +1,10 @@
 // The mixture of experts in training. Between its products, which are plain MatMulMany over groups
 // of rows, it is these steps, forward
 //
-//   Route              kernels/moe/moe.h
-//   MakeTrainDispatch  rows by expert; over capacity they are dropped, the last tokens first
-//   GatherRows         kernels/moe/moe.h
+//   MakeTrainDispatch  the router's choice; rows by expert, over capacity they are dropped, the
+//   last
+//                      tokens first
+//   GatherRows         the rows of x
 //   CombineRows        y_t = sum over its kept rows, by ascending expert, of weight * row
 //
 // and back
@@ -14,7 +15,8 @@
 //   BalanceBackward    adds those of the auxiliary loss
 //
 // Letters   T tokens, E experts, k experts a token, R <= T k rows that are kept, D width, L layers.
-// Types     float32; what concerns balance in double.
+// Types     float32, on a GPU rows also bf16; what concerns balance in double, on a GPU a token's
+//           part of it in float32. On a GPU E is at most 256 and k at most 8.
 // Order     a token's numbers depend on the token alone, sums over tokens are in order.
 // Errors    Shapes that disagree are our own bug: Check throws.
 #pragma once
@@ -28,23 +30,36 @@
 
 namespace mm01 {
 
-struct TrainDispatch {
-  int64_t k = 0;
-  std::vector<int64_t> offset;  // [E + 1]  rows offset[e] .. offset[e+1]-1 are expert e's
-  std::vector<int64_t> token;   // [R]
-  std::vector<float> weight;    // [R]      of the token for this expert
-  std::vector<int64_t> row;     // [T, k]   by ascending expert; -1: dropped
-  std::vector<int32_t> expert;  // [T, k]   by ascending expert
-  std::vector<float> share;     // [T, k]   weights by ascending expert, of dropped rows too
-  std::vector<int64_t> counts;  // [E]      rows routed here, dropped ones counted
-  int64_t dropped = 0;
-
-  int64_t num_rows() const { return static_cast<int64_t>(token.size()); }
+// Where a pass keeps which row is whose, on the queue's device.
+struct DispatchRoom {
+  Tensor expert;  // [T, k]  int32, by ascending expert; so are
+  Tensor share;   // [T, k]  weights, of dropped rows too
+  Tensor row;     // [T, k]  int32; -1: dropped
+  Tensor token;   // [T k]   int32, of each row; the first R are set
+  Tensor weight;  // [T k]   of the row's token for this expert; the first R are set
 };
 
-// experts, weights [T, k] as Route gives them. An expert takes its first `capacity` tokens; 0: all.
-TrainDispatch MakeTrainDispatch(const Tensor& experts, const Tensor& weights, int64_t num_experts,
-                                int64_t capacity);
+struct TrainDispatch : DispatchRoom {
+  // On the CPU.
+  std::vector<int64_t> offset;      // [E + 1]  rows offset[e] .. offset[e+1]-1 are expert e's
+  std::vector<int64_t> counts;      // [E]      rows routed here, dropped ones counted
+  std::vector<double> probability;  // [E]      mean over T of the softmax over all E logits
+  int64_t dropped = 0;
+
+  int64_t num_rows() const { return offset.empty() ? 0 : offset.back(); }
+};
+
+struct TrainDispatchArgs {
+  Tensor logits;  // [T, E]  float32
+  DispatchRoom room;
+  int64_t capacity = 0;  // an expert takes its first `capacity` tokens; 0: all
+};
+
+// The choice is that of Route (kernels/moe/moe.h). On a GPU the call waits for the counts.
+TrainDispatch MakeTrainDispatch(Queue& queue, const TrainDispatchArgs& args);
+
+// out[r] = x[token[r]].  x: [T, D], out: [R, D]
+void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, const Tensor& out);
 
 // y: [T, D] overwritten; rows: [R, D]; `weighted`: times the token's weight, else as they are.
 void CombineRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows, bool weighted,
@@ -67,8 +82,8 @@ class Balance {
  public:
   Balance(AuxiliaryForm form, int64_t num_experts) : form_(form), num_experts_(num_experts) {}
 
-  // The layers one after the other. logits: [T, E] of a layer's router; T is the same for all.
-  void AddLayer(Queue& queue, const Tensor& logits, const TrainDispatch& dispatch);
+  // The layers one after the other; T is the same for all.
+  void AddLayer(const TrainDispatch& dispatch);
 
   double Loss() const;
   // dLoss / dm_le / T, which is what the probability of one token weighs: [E].

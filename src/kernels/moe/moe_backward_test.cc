@@ -19,21 +19,38 @@ using Floats = std::vector<float>;
 
 constexpr int64_t kTokens = 30, kExperts = 5, kChoices = 2;
 
-TrainDispatch RouteAll(Queue& queue, Floats& logits, int64_t capacity) {
-  std::vector<int32_t> experts(kTokens * kChoices);
-  Floats weights(kTokens * kChoices);
-  const Tensor e(experts.data(), {kTokens, kChoices}), w(weights.data(), {kTokens, kChoices});
-  Route(queue, {Tensor(logits.data(), {kTokens, kExperts}), e, w});
-  return MakeTrainDispatch(e, w, kExperts, capacity);
-}
+// A dispatch and its memory.
+struct Routed {
+  std::vector<int32_t> expert, row, token;
+  Floats share, weight;
+  TrainDispatch dispatch;
+
+  Routed(Queue& queue, Floats& logits, int64_t capacity)
+      : expert(kTokens * kChoices),
+        row(expert.size()),
+        token(expert.size()),
+        share(expert.size()),
+        weight(expert.size()) {
+    dispatch = MakeTrainDispatch(queue, {.logits = Tensor(logits.data(), {kTokens, kExperts}),
+                                         .room = {Tensor(expert.data(), {kTokens, kChoices}),
+                                                  Tensor(share.data(), {kTokens, kChoices}),
+                                                  Tensor(row.data(), {kTokens, kChoices}),
+                                                  Tensor(token.data(), {kTokens * kChoices}),
+                                                  Tensor(weight.data(), {kTokens * kChoices})},
+                                         .capacity = capacity});
+  }
+  Routed(Routed&&) = delete;
+};
 
 // [T, E] as the reference has it.
-Doubles GatesOf(const TrainDispatch& d) {
+Doubles GatesOf(const Routed& routed) {
+  const TrainDispatch& d = routed.dispatch;
   Doubles gates(kTokens * kExperts);
   for (size_t e = 0; e < kExperts; ++e) {
     for (int64_t r = d.offset[e]; r < d.offset[e + 1]; ++r) {
       const auto row = static_cast<size_t>(r);
-      gates[static_cast<size_t>(d.token[row]) * kExperts + e] = static_cast<double>(d.weight[row]);
+      gates[static_cast<size_t>(routed.token[row]) * kExperts + e] =
+          static_cast<double>(routed.weight[row]);
     }
   }
   return gates;
@@ -47,8 +64,9 @@ TEST(MoeBackwardTest, DispatchDropsTheLastTokensOverCapacity) {
     MoeReference reference{kExperts, kChoices, capacity};
     std::vector<int64_t> counts;
     const Doubles gates = reference.Gates(ToDoubles(logits), counts);
-    const TrainDispatch d = RouteAll(queue, logits, capacity);
-    ExpectAllNear(GatesOf(d), gates, 1e-6);
+    const Routed routed(queue, logits, capacity);
+    const TrainDispatch& d = routed.dispatch;
+    ExpectAllNear(GatesOf(routed), gates, 1e-6);
     EXPECT_EQ(d.counts, counts);
     EXPECT_EQ(d.num_rows() + d.dropped, kTokens * kChoices);
     EXPECT_EQ(d.dropped > 0, capacity == 1 || capacity == 9);
@@ -59,7 +77,8 @@ TEST(MoeBackwardTest, DispatchDropsTheLastTokensOverCapacity) {
 TEST(MoeBackwardTest, CombineSkipsWhatWasDropped) {
   Queue queue(2);
   Floats logits = RandomFloats(1, kTokens * kExperts);
-  const TrainDispatch d = RouteAll(queue, logits, 9);
+  const Routed routed(queue, logits, 9);
+  const TrainDispatch& d = routed.dispatch;
   Floats rows;
   for (int64_t r = 0; r < d.num_rows(); ++r)
     rows.insert(rows.end(), {static_cast<float>(r + 1), 1});
@@ -68,10 +87,10 @@ TEST(MoeBackwardTest, CombineSkipsWhatWasDropped) {
   CombineRows(queue, d, in, true, Tensor(weighted.data(), {kTokens, 2}));
   CombineRows(queue, d, in, false, Tensor(plain.data(), {kTokens, 2}));
   Doubles want_weighted(kTokens * 2), want_plain(kTokens * 2);
-  for (size_t r = 0; r < d.token.size(); ++r) {
-    const auto t = static_cast<size_t>(d.token[r]);
-    want_weighted[2 * t] += static_cast<double>(d.weight[r]) * static_cast<double>(r + 1);
-    want_weighted[2 * t + 1] += static_cast<double>(d.weight[r]);
+  for (size_t r = 0; r < static_cast<size_t>(d.num_rows()); ++r) {
+    const auto t = static_cast<size_t>(routed.token[r]);
+    want_weighted[2 * t] += static_cast<double>(routed.weight[r]) * static_cast<double>(r + 1);
+    want_weighted[2 * t + 1] += static_cast<double>(routed.weight[r]);
     want_plain[2 * t] += static_cast<double>(r + 1);
     want_plain[2 * t + 1] += 1.0;
   }
@@ -83,13 +102,14 @@ TEST(MoeBackwardTest, RouteBackwardFollowsFiniteDifferences) {
   Queue queue(2);
   Floats logits = RandomFloats(1, kTokens * kExperts);
   for (const int64_t capacity : {0, 9}) {
-    const TrainDispatch d = RouteAll(queue, logits, capacity);
+    const Routed routed(queue, logits, capacity);
+    const TrainDispatch& d = routed.dispatch;
     // The loss weighs the share of token t in expert e.
     const Doubles d_gates = ToDoubles(RandomFloats(2, kTokens * kExperts));
     Floats d_weight;
     for (size_t e = 0; e < kExperts; ++e) {
       for (int64_t r = d.offset[e]; r < d.offset[e + 1]; ++r) {
-        const auto t = static_cast<size_t>(d.token[static_cast<size_t>(r)]);
+        const auto t = static_cast<size_t>(routed.token[static_cast<size_t>(r)]);
         d_weight.push_back(static_cast<float>(d_gates[t * kExperts + e]));
       }
     }
@@ -115,10 +135,10 @@ TEST(MoeBackwardTest, BalanceFollowsItsFormulas) {
     std::vector<std::vector<int64_t>> counts;
     Balance balance(form, kExperts);
     for (Floats& layer : logits) {
-      const TrainDispatch d = RouteAll(queue, layer, 0);
-      balance.AddLayer(queue, Tensor(layer.data(), {kTokens, kExperts}), d);
+      const Routed routed(queue, layer, 0);
+      balance.AddLayer(routed.dispatch);
       x.push_back(ToDoubles(layer));
-      counts.push_back(d.counts);
+      counts.push_back(routed.dispatch.counts);
     }
     const auto loss = [&] {
       return form == AuxiliaryForm::kPaper ? reference.Paper(x, counts)
@@ -146,10 +166,10 @@ TEST(MoeBackwardTest, BalancedLossByHand) {
       logits.push_back(e == t % kExperts || e == (t + 1) % kExperts ? 1e-5f : 0.0f);
     }
   }
-  const TrainDispatch d = RouteAll(queue, logits, 0);
+  const Routed routed(queue, logits, 0);
   for (const AuxiliaryForm form : {AuxiliaryForm::kPaper, AuxiliaryForm::kTransformers}) {
     Balance balance(form, kExperts);
-    balance.AddLayer(queue, Tensor(logits.data(), {kTokens, kExperts}), d);
+    balance.AddLayer(routed.dispatch);
     EXPECT_NEAR(balance.Loss(), form == AuxiliaryForm::kPaper ? 2.0 / 25.0 : 2.0, 1e-9);
   }
 }

@@ -40,6 +40,9 @@ Routing MakeRouting(Scratch& scratch, int64_t tokens, int64_t k, int64_t num_exp
 void RouterLogits(Queue& queue, const Tensor& x, const Weight& router, const Tensor& logits,
                   bool few);
 
+// Fills in `expert` and `weight` alone.
+void ChooseExperts(Queue& queue, const Tensor& logits, const Routing& routing);
+
 // Fills the routing in.
 void RouteRows(Queue& queue, const Tensor& logits, const Routing& routing);
 

@@ -420,7 +420,7 @@ __device__ __forceinline__ int ChooseFor(const ChoiceParams& p, int64_t token, i
 
 // A warp a token.
 template <int kSlots>
-__global__ void __launch_bounds__(kThreads) ChooseExperts(const __grid_constant__ ChoiceParams p) {
+__global__ void __launch_bounds__(kThreads) ChooseForAll(const __grid_constant__ ChoiceParams p) {
   const int64_t token = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
   int expert;
   if (token < p.r.tokens) ChooseFor<kSlots>(p, token, expert);
@@ -716,6 +716,13 @@ void RouterLogits(Queue& queue, const Tensor& x, const Weight& router, const Ten
   }
 }
 
+void ChooseExperts(Queue& queue, const Tensor& logits, const Routing& r) {
+  const ChoiceParams p{logits.As<const float, 2>().data, logits.stride[0], r};
+  const auto choose = r.num_experts <= 32 ? ChooseForAll<1> : ChooseForAll<kMaxExperts / 32>;
+  choose<<<Blocks(r.tokens, kWarps), kThreads, 0, queue.stream()>>>(p);
+  CheckLaunch();
+}
+
 void RouteRows(Queue& queue, const Tensor& logits, const Routing& r) {
   const ChoiceParams p{logits.As<const float, 2>().data, logits.stride[0], r};
   const bool one_slot = r.num_experts <= 32;
@@ -724,9 +731,7 @@ void RouteRows(Queue& queue, const Tensor& logits, const Routing& r) {
     LaunchOverlapped(queue, one_slot ? RouteFew<1> : RouteFew<kMaxExperts / 32>, 1, kThreads, 0, p);
     return;
   }
-  const auto choose = one_slot ? ChooseExperts<1> : ChooseExperts<kMaxExperts / 32>;
-  choose<<<Blocks(r.tokens, kWarps), kThreads, 0, queue.stream()>>>(p);
-  CheckLaunch();
+  ChooseExperts(queue, logits, r);
   CountBlockRows<<<blocks, kThreads, 0, queue.stream()>>>(r);
   CheckLaunch();
   NumberAllRows<<<1, kThreads, 0, queue.stream()>>>(r);

@@ -5,9 +5,9 @@
 //                              dgate = dy norm(x) sigmoid(gate) (1 - sigmoid(gate))
 //
 // Letters   T rows, D width; rows may be strided.
-// Types     float32.
-// Order     d_weight is summed over pieces of 64 rows, then over the pieces in order, to what it
-//           held: no bit depends on the number of threads.
+// Types     float32; on a GPU each matrix is float32 or bf16, and worked in float32.
+// Order     d_weight is summed over pieces of 64 rows, on a GPU of 32, then over the pieces in an
+//           order that depends on T alone, to what it held.
 // Errors    Shapes that disagree are our own bug: Check throws.
 #pragma once
 

@@ -13,6 +13,9 @@
 #include <cmath>
 
 #include "kernels/norm/norm_backward.h"
+#ifdef MM01_CUDA
+#include "kernels/norm/norm_backward_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -124,11 +127,13 @@ namespace mm01 {
 HWY_EXPORT(GatedNormBackwardTarget);
 
 void GatedNormBackward(Queue& queue, const GatedNormBackwardArgs& a) {
+  MM01_ON_CUDA(queue, GatedNormBackward(queue, a));
   Check(!a.gate.empty(), "GatedNormBackward: no gate");
   HWY_DYNAMIC_DISPATCH(GatedNormBackwardTarget)(queue, a);
 }
 
 void NormBackward(Queue& queue, const NormBackwardArgs& a) {
+  MM01_ON_CUDA(queue, NormBackward(queue, a));
   HWY_DYNAMIC_DISPATCH(GatedNormBackwardTarget)
   (queue, {.x = a.x,
            .weight = a.weight,

@@ -5,7 +5,7 @@
 
 #include "base/check.h"
 #include "device/check_cuda.cuh"
-#include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/any_rows.cuh"
 #include "kernels/cuda/overlap.cuh"
 #include "kernels/norm/norm_cuda.h"
 
@@ -19,43 +19,6 @@ constexpr int kMostThreads = kMostInRegisters / kPieces / 8;
 constexpr int kMostGatedThreads = kMostInRegisters / kGatedPieces / 8;
 constexpr int64_t kMostWidth = 49152;
 constexpr int kAnyThreads = 256;
-
-// A matrix whose element type is known at run time.
-struct AnyRows {
-  void* data;
-  int64_t stride;
-  bool is_bf16;
-
-  AnyRows() = default;
-  explicit AnyRows(const Tensor& t)
-      : data(t.data), stride(t.stride[0]), is_bf16(t.dtype == DType::kBF16) {}
-
-  __device__ float Get(int64_t row, int64_t i) const {
-    return is_bf16 ? Load(static_cast<const bf16*>(data) + row * stride + i)
-                   : static_cast<const float*>(data)[row * stride + i];
-  }
-  __device__ void Set(int64_t row, int64_t i, float x) const {
-    if (is_bf16) {
-      Store(static_cast<bf16*>(data) + row * stride + i, x);
-    } else {
-      static_cast<float*>(data)[row * stride + i] = x;
-    }
-  }
-  __device__ void Get8(int64_t row, int64_t i, float (&x)[8]) const {
-    if (is_bf16) {
-      Load8(static_cast<const bf16*>(data) + row * stride + i, x);
-    } else {
-      Load8(static_cast<const float*>(data) + row * stride + i, x);
-    }
-  }
-  __device__ void Set8(int64_t row, int64_t i, const float (&x)[8]) const {
-    if (is_bf16) {
-      Store8(static_cast<bf16*>(data) + row * stride + i, x);
-    } else {
-      Store8(static_cast<float*>(data) + row * stride + i, x);
-    }
-  }
-};
 
 // The sum over the block, for every thread: lanes in halves, then warps in order.
 __device__ __forceinline__ float BlockSum(float x) {

@@ -6,13 +6,14 @@
 //
 // Types     Everything is float32 and contiguous, of any rank; the constants are worked in double.
 // Order     AdamW works element by element. SumOfSquaresOf adds in double: pieces of 16,384
-// numbers,
-//           8 lanes each, then the pieces in order. Neither depends on the number of threads.
+//           numbers, 8 lanes each, on a GPU 256, then the pieces in order. Neither depends on the
+//           number of threads.
 // Errors    Shapes that disagree are our own bug: Check throws.
 // Sources   Loshchilov and Hutter, arXiv:1711.05101, with the order of steps of PyTorch's AdamW.
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "device/queue.h"
 #include "tensor/tensor.h"
@@ -33,7 +34,13 @@ struct AdamWArgs {
 
 void AdamW(Queue& queue, const AdamWArgs& args);
 
-// The squares of all elements, added up.
+// The same for many tensors, on a GPU in one launch.
+void AdamWMany(Queue& queue, std::span<const AdamWArgs> tensors);
+
+// The squares of all elements, added up. On a GPU it waits for the queue.
 double SumOfSquaresOf(Queue& queue, const Tensor& x);
+
+// The sums of many tensors added in order, on a GPU in one launch and one wait.
+double SumOfSquaresOfMany(Queue& queue, std::span<const Tensor> tensors);
 
 }  // namespace mm01

@@ -12,6 +12,9 @@
 #include <vector>
 
 #include "kernels/optim/adamw.h"
+#ifdef MM01_CUDA
+#include "kernels/optim/adamw_cuda.h"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
@@ -123,18 +126,46 @@ bool IsFlat(const Tensor& x) {
 HWY_EXPORT(AdamWTarget);
 HWY_EXPORT(SumOfSquaresOfTarget);
 
-void AdamW(Queue& queue, const AdamWArgs& a) {
+namespace {
+
+void CheckArgs(const AdamWArgs& a) {
   for (const Tensor* t : {&a.value, &a.gradient, &a.m, &a.v}) {
     Check(IsFlat(*t) && t->size() == a.value.size(),
           "AdamW: value, gradient, m and v must be contiguous float32 of one shape");
   }
   Check(a.step >= 1, "AdamW: steps are counted from 1");
+}
+
+void CheckArgs(const Tensor& x) {
+  Check(IsFlat(x), "SumOfSquaresOf: x must be contiguous float32");
+}
+
+}  // namespace
+
+void AdamW(Queue& queue, const AdamWArgs& a) {
+  CheckArgs(a);
+  MM01_ON_CUDA(queue, AdamW(queue, a));
   HWY_DYNAMIC_DISPATCH(AdamWTarget)(queue, a);
 }
 
+void AdamWMany(Queue& queue, std::span<const AdamWArgs> tensors) {
+  for (const AdamWArgs& a : tensors) CheckArgs(a);
+  MM01_ON_CUDA(queue, AdamWMany(queue, tensors));
+  for (const AdamWArgs& a : tensors) HWY_DYNAMIC_DISPATCH(AdamWTarget)(queue, a);
+}
+
 double SumOfSquaresOf(Queue& queue, const Tensor& x) {
-  Check(IsFlat(x), "SumOfSquaresOf: x must be contiguous float32");
+  CheckArgs(x);
+  MM01_ON_CUDA(queue, SumOfSquaresOf(queue, x));
   return HWY_DYNAMIC_DISPATCH(SumOfSquaresOfTarget)(queue, x);
+}
+
+double SumOfSquaresOfMany(Queue& queue, std::span<const Tensor> tensors) {
+  for (const Tensor& x : tensors) CheckArgs(x);
+  MM01_ON_CUDA(queue, SumOfSquaresOfMany(queue, tensors));
+  double sum = 0.0;
+  for (const Tensor& x : tensors) sum += HWY_DYNAMIC_DISPATCH(SumOfSquaresOfTarget)(queue, x);
+  return sum;
 }
 
 }  // namespace mm01

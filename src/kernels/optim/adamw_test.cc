@@ -99,5 +99,28 @@ TEST(SumOfSquaresOf, AddsInDouble) {
   EXPECT_EQ(SumOfSquaresOf(queue, Flat(none)), 0.0);
 }
 
+TEST(AdamW, ManyTensorsAreTheSameAsEach) {
+  Queue queue(2);
+  Floats all = RandomFloats(1, 50), gradient = RandomFloats(2, 50), m(50), v(50);
+  Floats one_by_one = all, m1 = m, v1 = v;
+  const auto part = [](Floats& x, int64_t begin, int64_t end) {
+    return Tensor(x.data() + begin, {end - begin});
+  };
+  const auto args = [&](Floats& value, Floats& first, Floats& second, int64_t begin, int64_t end) {
+    return AdamWArgs{.value = part(value, begin, end),
+                     .gradient = part(gradient, begin, end),
+                     .m = part(first, begin, end),
+                     .v = part(second, begin, end),
+                     .learning_rate = 0.1};
+  };
+  AdamWMany(queue, std::vector{args(all, m, v, 0, 7), args(all, m, v, 7, 50)});
+  AdamW(queue, args(one_by_one, m1, v1, 0, 7));
+  AdamW(queue, args(one_by_one, m1, v1, 7, 50));
+  EXPECT_TRUE(SameBits(all, one_by_one));
+  const std::vector<Tensor> parts = {part(gradient, 0, 7), part(gradient, 7, 50)};
+  EXPECT_EQ(SumOfSquaresOfMany(queue, parts),
+            SumOfSquaresOf(queue, parts[0]) + SumOfSquaresOf(queue, parts[1]));
+}
+
 }  // namespace
 }  // namespace mm01

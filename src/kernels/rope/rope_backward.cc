@@ -1,10 +1,14 @@
 #include "kernels/rope/rope_backward.h"
 
 #include "base/check.h"
+#ifdef MM01_CUDA
+#include "kernels/rope/rope_cuda.h"
+#endif
 
 namespace mm01 {
 
 void RopeBackward(Queue& queue, const Tensor& d_x, const Tensor& cos, const Tensor& sin) {
+  MM01_ON_CUDA(queue, Rope(queue, d_x, cos, sin, true));
   const auto x = d_x.As<float, 3>();
   const auto c = cos.As<const float, 2>(), s = sin.As<const float, 2>();
   const int64_t half = c.dim(1);

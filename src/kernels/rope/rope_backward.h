@@ -6,7 +6,8 @@
 
 namespace mm01 {
 
-// Turns the gradient d_x [T, H, D] back, in place. cos, sin: [T, R / 2] as Rope had them.
+// Turns the gradient d_x [T, H, D] back, in place; it is float32, on a GPU also bf16. cos, sin: [T,
+// R / 2] as Rope had them.
 void RopeBackward(Queue& queue, const Tensor& d_x, const Tensor& cos, const Tensor& sin);
 
 }  // namespace mm01

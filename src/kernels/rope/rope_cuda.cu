@@ -50,6 +50,7 @@ struct Heads {
   const float* cos;
   const float* sin;
   int64_t cos_stride, sin_stride;
+  float sign;  // of the sines: -1 turns back
 };
 
 // A thread turns eight pairs of a head, or one.
@@ -76,9 +77,9 @@ __global__ void __launch_bounds__(kThreads) Turn(const __grid_constant__ Heads<T
   }
 #pragma unroll
   for (int i = 0; i < kWide; ++i) {
-    const float u = a[i], v = b[i];
-    a[i] = u * cos[i] - v * sin[i];
-    b[i] = v * cos[i] + u * sin[i];
+    const float u = a[i], v = b[i], s = h.sign * sin[i];
+    a[i] = u * cos[i] - v * s;
+    b[i] = v * cos[i] + u * s;
   }
   if constexpr (kWide == 8) {
     Store8(first, a);
@@ -119,7 +120,7 @@ void RopeTable(Queue& queue, const Tensor& position, double theta, const Tensor&
   }
 }
 
-void Rope(Queue& queue, const Tensor& x, const Tensor& cos, const Tensor& sin) {
+void Rope(Queue& queue, const Tensor& x, const Tensor& cos, const Tensor& sin, bool back) {
   const auto c = cos.As<const float, 2>(), s = sin.As<const float, 2>();
   Check(x.rank == 3 && c.shape == s.shape && c.dim(0) == x.dim(0) && 2 * c.dim(1) <= x.dim(2),
         "Rope: shapes disagree");
@@ -136,7 +137,8 @@ void Rope(Queue& queue, const Tensor& x, const Tensor& cos, const Tensor& sin) {
                          .cos = c.data,
                          .sin = s.data,
                          .cos_stride = c.stride[0],
-                         .sin_stride = s.stride[0]};
+                         .sin_stride = s.stride[0],
+                         .sign = back ? -1.0f : 1.0f};
     const int64_t pairs = view.dim(0) * view.dim(1) * half;
     if (half % 8 == 0 && HasAlignedRows(x)) {
       LaunchOverlapped(queue, Turn<T, 8>, GridFor(pairs / 8), kThreads, 0, heads);

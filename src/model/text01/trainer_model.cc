@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels/embed/embed_backward.h"
+#include "kernels/fill/fill.h"
 #include "kernels/loss/cross_entropy.h"
 #include "kernels/norm/norm.h"
 #include "kernels/norm/norm_backward.h"
@@ -24,26 +25,31 @@ class Trainer final : public TrainerModel {
       : queue_(queue),
         config_(config),
         options_(options),
-        parameters_(queue, config),
-        kept_(queue, config, options.max_tokens) {
+        type_(queue.device() == Device::kCpu || options.exact ? DType::kF32 : DType::kBF16),
+        parameters_(queue, config, type_),
+        kept_(queue, config, type_, options.max_tokens) {
     if (options_.vocab_used == 0) options_.vocab_used = config.vocab_size;
-    Scratch(queue).Get<std::byte>(WorkingBytes(config, options.max_tokens));
+    Scratch(queue).Get<std::byte>(WorkingBytes(config, type_, queue.device(), options.max_tokens));
   }
 
   const TextConfig& config() const override { return config_; }
   std::span<const TrainParameter> parameters() const override { return parameters_.all; }
   std::vector<TrainMemoryLine> memory() const override {
-    return MemoryPlan(config_, options_.max_tokens, parameters_.bytes(), kept_);
+    return MemoryPlan(config_, options_.max_tokens, parameters_, kept_);
   }
 
-  void Initialise(uint64_t seed) override { parameters_.Initialise(queue_, config_, seed); }
-  Status Load(const Checkpoint& checkpoint) override {
-    return parameters_.Load(queue_, config_, checkpoint);
+  void Initialise(uint64_t seed) override {
+    parameters_.Initialise(queue_, config_, seed);
+    ParametersChanged();
   }
-  void ParametersChanged() override {}  // every pass packs what it multiplies
+  Status Load(const Checkpoint& checkpoint) override {
+    MM01_RETURN_IF_ERROR(parameters_.Load(queue_, config_, checkpoint));
+    ParametersChanged();
+    return Status::Ok();
+  }
+  void ParametersChanged() override { parameters_.Changed(queue_); }
   void ZeroGradients() override {
-    float* gradients = parameters_.gradients.As<float>();
-    std::fill_n(gradients, parameters_.bytes() / SizeOf(DType::kF32), 0.0f);
+    Fill(queue_, Tensor(parameters_.gradients.As<float>(), {1, parameters_.num_floats()}), 0.0f);
   }
 
   TrainLosses ForwardBackward(const TrainBatch& batch, double scale,
@@ -52,7 +58,7 @@ class Trainer final : public TrainerModel {
     const TrainPass pass = MakePass(batch, scratch);
     Balance balance(options_.auxiliary_form, config_.num_experts);
     TrainLosses losses = Forward(pass, batch, balance);
-    const Tensor d_h = scratch.GetRows(DType::kF32, pass.rows, config_.hidden_size);
+    const Tensor d_h = scratch.GetRows(type_, pass.rows, config_.hidden_size);
     Head(batch, scale, &d_h, losses);
     Backward(pass, batch, balance, auxiliary_scale * options_.auxiliary_coefficient, d_h);
     return losses;
@@ -74,28 +80,35 @@ class Trainer final : public TrainerModel {
     Check(rows > 0 && rows <= options_.max_tokens && std::ssize(batch.targets) == rows &&
               !batch.cu_seqlens.empty() && batch.cu_seqlens.back() == rows,
           "a training batch needs 1 to max_tokens ids, as many targets, and documents over them");
-    TrainPass pass{.queue = queue_, .config = config_, .rows = rows};
-    pass.cu_seqlens = Tensor(batch.cu_seqlens.data(), {std::ssize(batch.cu_seqlens)});
+    TrainPass pass{.queue = queue_, .config = config_, .type = type_, .rows = rows};
+    pass.cu_seqlens = OnDevice(batch.cu_seqlens, scratch);
     if (options_.capacity_factor > 0 && config_.num_experts > 0) {
       const auto even = static_cast<double>(rows * config_.num_experts_per_token) /
                         static_cast<double>(config_.num_experts);
       pass.capacity = static_cast<int64_t>(std::ceil(even * options_.capacity_factor));
     }
     if (config_.num_softmax_layers() > 0) {
-      const Tensor position(scratch.Get<int64_t>(rows), {rows});
+      std::vector<int64_t> position;
       for (size_t n = 0; n + 1 < batch.cu_seqlens.size(); ++n) {
         for (int64_t t = batch.cu_seqlens[n]; t < batch.cu_seqlens[n + 1]; ++t) {
-          position.As<int64_t, 1>()(t) = t - batch.cu_seqlens[n];
+          position.push_back(t - batch.cu_seqlens[n]);
         }
       }
       pass.cos = scratch.GetRows(DType::kF32, rows, config_.rotary_dim / 2);
       pass.sin = scratch.GetRows(DType::kF32, rows, config_.rotary_dim / 2);
-      RopeTable(queue_, position, config_.rope_theta, pass.cos, pass.sin);
+      RopeTable(queue_, OnDevice(position, scratch), config_.rope_theta, pass.cos, pass.sin);
     }
     layers_.clear();
     for (const KeptLayer& layer : kept_.layers) layers_.push_back(layer.Rows(rows));
     last_ = kept_.last.Rows(0, rows);
     return pass;
+  }
+
+  Tensor OnDevice(const std::vector<int64_t>& values, Scratch& scratch) {
+    const int64_t n = std::ssize(values);
+    const Tensor t(scratch.Get<int64_t>(n), {n});
+    queue_.CopyToDevice(t.data, values.data(), n * SizeOf(DType::kI64));
+    return t;
   }
 
   void Norm(const Tensor& x, const TrainTensor& weight, const Tensor& out) {
@@ -125,8 +138,8 @@ class Trainer final : public TrainerModel {
   TrainLosses Forward(const TrainPass& pass, const TrainBatch& batch, Balance& balance) {
     TrainLosses losses;
     Scratch scratch(queue_);
-    const Tensor x = scratch.GetRows(DType::kF32, pass.rows, config_.hidden_size);
-    const Tensor branch = scratch.GetRows(DType::kF32, pass.rows, config_.hidden_size);
+    const Tensor x = scratch.GetRows(type_, pass.rows, config_.hidden_size);
+    const Tensor branch = scratch.GetRows(type_, pass.rows, config_.hidden_size);
     EmbedRows(queue_, batch.ids, parameters_.embedding.value, layers_[0].before_attention);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const TrainLayer& layer = parameters_.layers[i];
@@ -145,7 +158,7 @@ class Trainer final : public TrainerModel {
       Add(config_.mlp_residual, config_.post_norm ? x : kept.before_mlp, branch,
           i + 1 < layers_.size() ? layers_[i + 1].before_attention : last_);
       if (config_.num_experts == 0) continue;
-      balance.AddLayer(queue_, kept.logits, kept.dispatch);
+      balance.AddLayer(kept.dispatch);
       losses.expert_rows.push_back(kept.dispatch.counts);
       losses.dropped_rows += kept.dispatch.dropped;
     }
@@ -156,10 +169,10 @@ class Trainer final : public TrainerModel {
   // The last norm, the product with the head, and its loss; with d_h the gradients as well.
   void Head(const TrainBatch& batch, double scale, const Tensor* d_h, TrainLosses& losses) {
     Scratch scratch(queue_);
-    const Tensor x = scratch.GetRows(DType::kF32, last_.dim(0), config_.hidden_size);
+    const Tensor x = scratch.GetRows(type_, last_.dim(0), config_.hidden_size);
     Norm(last_, parameters_.final_norm, x);
     LinearCrossEntropyArgs args{.x = x,
-                                .weight = parameters_.head.value,
+                                .weight = parameters_.head.weight,
                                 .targets = batch.targets,
                                 .vocab_used = options_.vocab_used,
                                 .scale = scale};
@@ -189,11 +202,11 @@ class Trainer final : public TrainerModel {
   void SubLayerBackward(const Tensor& before, const TrainTensor& norm, const Residual& residual,
                         const Tensor& d_h, Branch&& branch) {
     Scratch scratch(queue_);
-    const Tensor x = scratch.GetRows(DType::kF32, before.dim(0), before.dim(1));
-    const Tensor d_x = scratch.GetRows(DType::kF32, before.dim(0), before.dim(1));
+    const Tensor x = scratch.GetRows(type_, before.dim(0), before.dim(1));
+    const Tensor d_x = scratch.GetRows(type_, before.dim(0), before.dim(1));
     Tensor d_branch = d_h;
     if (residual.beta != 1.0) {
-      d_branch = scratch.GetRows(DType::kF32, before.dim(0), before.dim(1));
+      d_branch = scratch.GetRows(type_, before.dim(0), before.dim(1));
       Add({.alpha = residual.beta, .beta = 0.0}, d_h, d_h, d_branch);
     }
     Norm(before, norm, x);
@@ -241,6 +254,7 @@ class Trainer final : public TrainerModel {
   Queue& queue_;
   TextConfig config_;
   TrainOptions options_;
+  DType type_;  // of activations and products
   TrainParameters parameters_;
   KeptMemory kept_;
   std::vector<KeptLayer> layers_;  // of the pass at hand
@@ -252,9 +266,6 @@ class Trainer final : public TrainerModel {
 Result<std::unique_ptr<TrainerModel>> TrainerModel::Create(Queue& queue, const TextConfig& config,
                                                            const TrainOptions& options) {
   MM01_RETURN_IF_ERROR(config.Validate());
-  if (queue.device() != Device::kCpu) {
-    return Status::Unsupported("training runs on the CPU, a GPU was asked for");
-  }
   if (config.shared_ffn_size > 0) {
     return Status::Unsupported(fmt::format(
         "the configuration has a shared expert of width {}, training is built without one",

@@ -1,6 +1,7 @@
 // The sub-layers of a layer in training: each forward keeps what its backward reads, and the
 // backward works out the rest again (training_plan.h). x is the normalised input [T, D], out the
 // sub-layer's output before the residual; d_x is overwritten, gradients of parameters are added to.
+// All lies on the device of the queue.
 #pragma once
 
 #include <vector>
@@ -22,7 +23,8 @@ struct KeptLayer {
   Tensor attended;                      // [T, H K]    what attention gave
   Tensor logits;                        // [T, E]      of the router
   Tensor expert_gate, expert_up;        // [T k, F]    products of w1 and w3, by expert
-  TrainDispatch dispatch;               //             on the host
+  DispatchRoom room;                    // [T, k]      which row is whose
+  TrainDispatch dispatch;               //             in `room`
 
   // The first rows of everything: [rows, *], and [rows k, *] for the experts'.
   KeptLayer Rows(int64_t rows) const;
@@ -32,6 +34,7 @@ struct KeptLayer {
 struct TrainPass {
   Queue& queue;
   const TextConfig& config;
+  DType type = DType::kF32;  // of activations and their gradients
   int64_t rows = 0;
   int64_t capacity = 0;  // rows that an expert takes; 0: all
   Tensor cu_seqlens;     // [N + 1]

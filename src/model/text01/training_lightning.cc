@@ -10,18 +10,14 @@ namespace {
 
 // q, k or v of fused rows [T, H 3 K]: head h has them side by side.
 Tensor Third(const Tensor& fused, const TextConfig& c, int64_t i) {
-  Tensor t(static_cast<float*>(fused.data) + i * c.head_dim,
+  Tensor t(fused.dtype, static_cast<std::byte*>(fused.data) + i * c.head_dim * SizeOf(fused.dtype),
            {fused.dim(0), c.num_heads, c.head_dim});
   t.stride = {fused.stride[0], 3 * c.head_dim, 1};
   return t;
 }
 
 Tensor ByHead(const Tensor& rows, const TextConfig& c) {
-  return Tensor(static_cast<float*>(rows.data), {rows.dim(0), c.num_heads, c.head_dim});
-}
-
-Tensor Slopes(const TrainLayer& layer) {
-  return Tensor(layer.slope.data(), {std::ssize(layer.slope)});
+  return Tensor(rows.dtype, rows.data, {rows.dim(0), c.num_heads, c.head_dim});
 }
 
 void NormOfAttended(const TrainPass& p, const TrainLayer& layer, const KeptLayer& kept,
@@ -39,37 +35,37 @@ void NormOfAttended(const TrainPass& p, const TrainLayer& layer, const KeptLayer
 void LightningForward(const TrainPass& p, const TrainLayer& layer, const KeptLayer& kept,
                       const Tensor& x, const Tensor& out) {
   Scratch scratch(p.queue);
-  const Tensor fused = scratch.GetRows(DType::kF32, p.rows, kept.qkv.dim(1));
-  const Tensor normed = scratch.GetRows(DType::kF32, p.rows, kept.attended.dim(1));
+  const Tensor fused = scratch.GetRows(p.type, p.rows, kept.qkv.dim(1));
+  const Tensor normed = scratch.GetRows(p.type, p.rows, kept.attended.dim(1));
   MatMulMany(p.queue, std::vector<MatMulArgs>{
-                          {.a = x, .b = layer.qkv.value, .c = kept.qkv, .transpose_b = true},
-                          {.a = x, .b = layer.gate.value, .c = kept.gate, .transpose_b = true}});
+                          {.a = x, .b = layer.qkv.weight, .c = kept.qkv, .transpose_b = true},
+                          {.a = x, .b = layer.gate.weight, .c = kept.gate, .transpose_b = true}});
   SiluOf(p.queue, {.x = kept.qkv, .out = fused});
   LightningPass(p.queue, {.q = Third(fused, p.config, 0),
                           .k = Third(fused, p.config, 1),
                           .v = Third(fused, p.config, 2),
-                          .slope = Slopes(layer),
+                          .slope = layer.slope,
                           .cu_seqlens = p.cu_seqlens,
                           .out = ByHead(kept.attended, p.config)});
   NormOfAttended(p, layer, kept, normed);
-  MatMul(p.queue, {.a = normed, .b = layer.out.value, .c = out, .transpose_b = true});
+  MatMul(p.queue, {.a = normed, .b = layer.out.weight, .c = out, .transpose_b = true});
 }
 
 void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLayer& kept,
                             const Tensor& x, const Tensor& d_out, const Tensor& d_x) {
   const int64_t width = kept.attended.dim(1);
   Scratch scratch(p.queue);
-  const Tensor fused = scratch.GetRows(DType::kF32, p.rows, 3 * width);
-  const Tensor d_fused = scratch.GetRows(DType::kF32, p.rows, 3 * width);
-  const Tensor normed = scratch.GetRows(DType::kF32, p.rows, width);
-  const Tensor d_attended = scratch.GetRows(DType::kF32, p.rows, width);
-  const Tensor d_gate = scratch.GetRows(DType::kF32, p.rows, width);
+  const Tensor fused = scratch.GetRows(p.type, p.rows, 3 * width);
+  const Tensor d_fused = scratch.GetRows(p.type, p.rows, 3 * width);
+  const Tensor normed = scratch.GetRows(p.type, p.rows, width);
+  const Tensor d_attended = scratch.GetRows(p.type, p.rows, width);
+  const Tensor d_gate = scratch.GetRows(p.type, p.rows, width);
 
   NormOfAttended(p, layer, kept, normed);
   MatMulMany(
       p.queue,
       std::vector<MatMulArgs>{
-          {.a = d_out, .b = layer.out.value, .c = d_attended},
+          {.a = d_out, .b = layer.out.weight, .c = d_attended},
           {.a = d_out, .b = normed, .c = layer.out.gradient, .transpose_a = true, .add = true}});
   GatedNormBackward(p.queue, {.x = kept.attended,
                               .gate = kept.gate,
@@ -83,7 +79,7 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
   LightningBackward(p.queue, {.q = Third(fused, p.config, 0),
                               .k = Third(fused, p.config, 1),
                               .v = Third(fused, p.config, 2),
-                              .slope = Slopes(layer),
+                              .slope = layer.slope,
                               .cu_seqlens = p.cu_seqlens,
                               .d_out = ByHead(d_attended, p.config),
                               .dq = Third(d_fused, p.config, 0),
@@ -94,8 +90,8 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
              std::vector<MatMulArgs>{
                  {.a = d_fused, .b = x, .c = layer.qkv.gradient, .transpose_a = true, .add = true},
                  {.a = d_gate, .b = x, .c = layer.gate.gradient, .transpose_a = true, .add = true},
-                 {.a = d_fused, .b = layer.qkv.value, .c = d_x}});
-  MatMul(p.queue, {.a = d_gate, .b = layer.gate.value, .c = d_x, .add = true});
+                 {.a = d_fused, .b = layer.qkv.weight, .c = d_x}});
+  MatMul(p.queue, {.a = d_gate, .b = layer.gate.weight, .c = d_x, .add = true});
 }
 
 }  // namespace mm01

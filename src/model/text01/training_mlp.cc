@@ -1,6 +1,6 @@
 #include "kernels/activation/activation_backward.h"
+#include "kernels/convert/convert.h"
 #include "kernels/gemm/gemm_backward.h"
-#include "kernels/moe/moe.h"
 #include "model/text01/training_blocks.h"
 
 namespace mm01 {
@@ -27,15 +27,12 @@ struct Groups {
   }
 };
 
-// Fills `dispatch` from the router's logits, which it works out.
+// Fills `dispatch` from the router's logits, which it works out from float32 weights, as inference
+// does.
 void RouteTokens(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, const Tensor& x) {
-  const int64_t k = p.config.num_experts_per_token;
-  Scratch scratch(p.queue);
-  const Tensor experts(scratch.Get<int32_t>(p.rows * k), {p.rows, k});
-  const Tensor weights = scratch.GetRows(DType::kF32, p.rows, k);
   MatMul(p.queue, {.a = x, .b = layer.router.value, .c = kept.logits, .transpose_b = true});
-  Route(p.queue, {.logits = kept.logits, .experts = experts, .weights = weights});
-  kept.dispatch = MakeTrainDispatch(experts, weights, p.config.num_experts, p.capacity);
+  kept.dispatch = MakeTrainDispatch(
+      p.queue, {.logits = kept.logits, .room = kept.room, .capacity = p.capacity});
 }
 
 }  // namespace
@@ -48,22 +45,22 @@ void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, co
   Scratch scratch(p.queue);
   Tensor in = x, results = out;
   if (groups.routed()) {
-    in = scratch.GetRows(DType::kF32, rows, x.dim(1));
-    results = scratch.GetRows(DType::kF32, rows, x.dim(1));
-    GatherRows(p.queue, x, kept.dispatch.token, in);
+    in = scratch.GetRows(p.type, rows, x.dim(1));
+    results = scratch.GetRows(p.type, rows, x.dim(1));
+    GatherRows(p.queue, kept.dispatch, x, in);
   }
-  const Tensor hidden = scratch.GetRows(DType::kF32, rows, ffn);
+  const Tensor hidden = scratch.GetRows(p.type, rows, ffn);
   const Tensor gate = kept.expert_gate.Rows(0, rows), up = kept.expert_up.Rows(0, rows);
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back(
-        {.a = groups.Of(e, in), .b = w.w1.value, .c = groups.Of(e, gate), .transpose_b = true});
+        {.a = groups.Of(e, in), .b = w.w1.weight, .c = groups.Of(e, gate), .transpose_b = true});
     products.push_back(
-        {.a = groups.Of(e, in), .b = w.w3.value, .c = groups.Of(e, up), .transpose_b = true});
+        {.a = groups.Of(e, in), .b = w.w3.weight, .c = groups.Of(e, up), .transpose_b = true});
   });
   SwiGluOf(p.queue, {.gate = gate, .up = up, .out = hidden});
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back({.a = groups.Of(e, hidden),
-                        .b = w.w2.value,
+                        .b = w.w2.weight,
                         .c = groups.Of(e, results),
                         .transpose_b = true});
   });
@@ -78,19 +75,19 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   Scratch scratch(p.queue);
   Tensor in = a.x, d_results = a.d_out, d_in = a.d_x, weight, d_weight;
   if (routed) {
-    in = scratch.GetRows(DType::kF32, rows, width);
-    d_results = scratch.GetRows(DType::kF32, rows, width);
-    d_in = scratch.GetRows(DType::kF32, rows, width);
-    weight = Tensor(kept.dispatch.weight.data(), {rows});
+    in = scratch.GetRows(p.type, rows, width);
+    d_results = scratch.GetRows(p.type, rows, width);
+    d_in = scratch.GetRows(p.type, rows, width);
+    weight = kept.dispatch.weight.Rows(0, rows);
     d_weight = Tensor(scratch.Get<float>(rows), {rows});
-    GatherRows(p.queue, a.x, kept.dispatch.token, in);
-    GatherRows(p.queue, a.d_out, kept.dispatch.token, d_results);
+    GatherRows(p.queue, kept.dispatch, a.x, in);
+    GatherRows(p.queue, kept.dispatch, a.d_out, d_results);
   }
-  const Tensor hidden = scratch.GetRows(DType::kF32, rows, ffn);
-  const Tensor d_gate = scratch.GetRows(DType::kF32, rows, ffn);
-  const Tensor d_up = scratch.GetRows(DType::kF32, rows, ffn);
+  const Tensor hidden = scratch.GetRows(p.type, rows, ffn);
+  const Tensor d_gate = scratch.GetRows(p.type, rows, ffn);
+  const Tensor d_up = scratch.GetRows(p.type, rows, ffn);
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
-    products.push_back({.a = groups.Of(e, d_results), .b = w.w2.value, .c = groups.Of(e, d_up)});
+    products.push_back({.a = groups.Of(e, d_results), .b = w.w2.weight, .c = groups.Of(e, d_up)});
   });
   SwiGluBackward(p.queue, {.gate = kept.expert_gate.Rows(0, rows),
                            .up = kept.expert_up.Rows(0, rows),
@@ -111,11 +108,11 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
     gradient(d_results, hidden, w.w2);
     gradient(d_gate, in, w.w1);
     gradient(d_up, in, w.w3);
-    products.push_back({.a = groups.Of(e, d_gate), .b = w.w1.value, .c = groups.Of(e, d_in)});
+    products.push_back({.a = groups.Of(e, d_gate), .b = w.w1.weight, .c = groups.Of(e, d_in)});
   });
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back(
-        {.a = groups.Of(e, d_up), .b = w.w3.value, .c = groups.Of(e, d_in), .add = true});
+        {.a = groups.Of(e, d_up), .b = w.w3.weight, .c = groups.Of(e, d_in), .add = true});
   });
   if (!routed) return;
 
@@ -123,9 +120,14 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   const Tensor d_logits = scratch.GetRows(DType::kF32, p.rows, p.config.num_experts);
   RouteBackward(p.queue, kept.dispatch, d_weight, d_logits);
   BalanceBackward(p.queue, kept.logits, a.balance, a.balance_scale, d_logits);
+  Tensor rounded = d_logits;
+  if (p.type != DType::kF32) {
+    rounded = scratch.GetRows(p.type, p.rows, p.config.num_experts);
+    Convert(p.queue, d_logits, rounded);
+  }
   MatMul(p.queue,
-         {.a = d_logits, .b = a.x, .c = layer.router.gradient, .transpose_a = true, .add = true});
-  MatMul(p.queue, {.a = d_logits, .b = layer.router.value, .c = a.d_x, .add = true});
+         {.a = rounded, .b = a.x, .c = layer.router.gradient, .transpose_a = true, .add = true});
+  MatMul(p.queue, {.a = rounded, .b = layer.router.weight, .c = a.d_x, .add = true});
 }
 
 }  // namespace mm01

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <unordered_map>
 
+#include "base/check.h"
 #include "base/rng.h"
+#include "kernels/convert/convert.h"
 #include "kernels/lightning/lightning.h"
 #include "model/text01/tensor_names.h"
 #include "model/text01/weights.h"
@@ -24,16 +26,19 @@ int64_t Room(const WantedTensor& wanted) {
   return (NumFloats(wanted) + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
 }
 
-Tensor At(float* memory, const WantedTensor& wanted) {
-  return wanted.shape.size() == 1 ? Tensor(memory, {wanted.shape[0]})
-                                  : Tensor(memory, {wanted.shape[0], wanted.shape[1]});
+// The tensor that begins `floats` elements into the memory.
+Tensor At(const Buffer& memory, DType type, int64_t floats, const WantedTensor& wanted) {
+  std::byte* const at = memory.data() + floats * SizeOf(type);
+  return wanted.shape.size() == 1 ? Tensor(type, at, {wanted.shape[0]})
+                                  : Tensor(type, at, {wanted.shape[0], wanted.shape[1]});
 }
 
 // The structure of the model, filled from tensors by name.
 class Builder {
  public:
-  Builder(const TextConfig& config, TrainParameters& p) : c_(config), p_(p) {
-    for (const TrainParameter& t : p.all) by_name_[t.name] = {t.value, t.gradient};
+  Builder(const TextConfig& config, TrainParameters& p, std::vector<TrainTensor> tensors)
+      : c_(config), p_(p) {
+    for (size_t i = 0; i < tensors.size(); ++i) by_name_[p.all[i].name] = tensors[i];
   }
 
   void Build() {
@@ -54,9 +59,6 @@ class Builder {
       l.gate = get("self_attn.output_gate");
       l.norm = get("self_attn.norm");
       l.out = get("self_attn.out_proj");
-      const SlopeRule rule =
-          c_.kind == ConfigKind::kOriginal ? SlopeRule::kOriginal : SlopeRule::kTransformers;
-      l.slope = LightningSlopes(rule, c_.num_heads, i, c_.num_layers());
     } else {
       l.q = get("self_attn.q_proj");
       l.k = get("self_attn.k_proj");
@@ -86,9 +88,8 @@ struct RandomRows {
   double deviation;
 };
 
-void FillRandom(Queue& queue, const Tensor& matrix, uint64_t seed, uint64_t stream,
+void FillRandom(Queue& queue, const View<float, 2>& m, uint64_t seed, uint64_t stream,
                 const RandomRows& rows) {
-  const auto m = matrix.As<float, 2>();
   queue.pool().ParallelFor(m.dim(0), [&](int64_t r, int) {
     if (r % rows.period < rows.begin || r % rows.period >= rows.end) return;
     for (int64_t i = 0; i < m.dim(1); ++i) {
@@ -102,31 +103,76 @@ double Xavier(int64_t in, int64_t out) {
   return std::sqrt(2.0 / static_cast<double>(in + out));
 }
 
+// fill(view) sets all elements of a matrix in the CPU's memory, which then go to the queue's
+// device.
+template <typename F>
+void Put(Queue& queue, const Tensor& to, F&& fill) {
+  std::vector<float> values(static_cast<size_t>(to.size()));
+  fill(Tensor(values.data(), {to.dim(0), to.dim(1)}).As<float, 2>());
+  queue.CopyToDevice(to.data, values.data(), to.size() * SizeOf(DType::kF32));
+}
+
 void CopyRows(Queue& queue, const Weight& from, const TrainTensor& to) {
-  const auto value = to.value.As<float, 2>();
-  queue.pool().ParallelFor(from.n(), [&](int64_t r, int) {
-    from.GetRow(r, {&value(r, 0), static_cast<size_t>(from.k())});
+  Put(queue, to.value, [&](const View<float, 2>& value) {
+    queue.pool().ParallelFor(from.n(), [&](int64_t r, int) {
+      from.GetRow(r, {&value(r, 0), static_cast<size_t>(from.k())});
+    });
   });
 }
 
-void CopyVector(const Parameters& from, const TrainTensor& to) {
-  std::ranges::copy(from.values(), to.value.As<float, 1>().data);
+void CopyVector(Queue& queue, const Parameters& from, const TrainTensor& to) {
+  Check(std::ssize(from.values()) == to.value.size(),
+        "a vector of the checkpoint has another size");
+  queue.CopyToDevice(to.value.data, from.values().data(), to.value.size() * SizeOf(DType::kF32));
+}
+
+void PlaceSlopes(Queue& queue, const TextConfig& c, TrainParameters& p) {
+  const SlopeRule rule =
+      c.kind == ConfigKind::kOriginal ? SlopeRule::kOriginal : SlopeRule::kTransformers;
+  std::vector<float> slopes;
+  for (int64_t i = 0; i < c.num_layers(); ++i) {
+    if (c.layers[static_cast<size_t>(i)] != LayerKind::kLightning) continue;
+    const std::vector<float> slope = LightningSlopes(rule, c.num_heads, i, c.num_layers());
+    slopes.insert(slopes.end(), slope.begin(), slope.end());
+  }
+  if (slopes.empty()) return;
+  p.slopes = Buffer(std::ssize(slopes) * SizeOf(DType::kF32), queue.device());
+  queue.CopyToDevice(p.slopes.data(), slopes.data(), p.slopes.bytes());
+  float* at = p.slopes.As<float>();
+  for (TrainLayer& layer : p.layers) {
+    if (layer.kind != LayerKind::kLightning) continue;
+    layer.slope = Tensor(at, {c.num_heads});
+    at += c.num_heads;
+  }
 }
 
 }  // namespace
 
-TrainParameters::TrainParameters(Queue& queue, const TextConfig& config) {
+TrainParameters::TrainParameters(Queue& queue, const TextConfig& config, DType products) {
   const std::vector<WantedTensor> wanted = WantedTensors(config);
   int64_t floats = 0;
   for (const WantedTensor& w : wanted) floats += Room(w);
   values = Buffer(floats * SizeOf(DType::kF32), queue.device());
   gradients = Buffer(values.bytes(), queue.device());
+  const bool copied = products != DType::kF32;
+  if (copied) copies = Buffer(floats * SizeOf(products), queue.device());
+  std::vector<TrainTensor> tensors;
   int64_t at = 0;
   for (const WantedTensor& w : wanted) {
-    all.push_back({w.name, At(values.As<float>() + at, w), At(gradients.As<float>() + at, w)});
+    const Tensor value = At(values, DType::kF32, at, w);
+    const Tensor gradient = At(gradients, DType::kF32, at, w);
+    all.push_back({w.name, value, gradient});
+    tensors.push_back({value, gradient, copied ? At(copies, products, at, w) : value});
     at += Room(w);
   }
-  Builder(config, *this).Build();
+  Builder(config, *this, tensors).Build();
+  PlaceSlopes(queue, config, *this);
+}
+
+void TrainParameters::Changed(Queue& queue) {
+  const int64_t n = num_floats();
+  if (copies.bytes() == 0) return;
+  Convert(queue, Tensor(values.As<float>(), {n}), Tensor(copies.As<bf16>(), {n}));
 }
 
 void TrainParameters::Initialise(Queue& queue, const TextConfig& c, uint64_t seed) {
@@ -135,7 +181,8 @@ void TrainParameters::Initialise(Queue& queue, const TextConfig& c, uint64_t see
     const TrainParameter& p = all[i];
     const auto is = [&](const char* what) { return p.name.find(what) != std::string::npos; };
     if (p.value.rank == 1) {
-      std::fill_n(p.value.As<float, 1>().data, p.value.size(), 1.0f);
+      const std::vector<float> ones(static_cast<size_t>(p.value.size()), 1.0f);
+      queue.CopyToDevice(p.value.data, ones.data(), p.value.size() * SizeOf(DType::kF32));
       continue;
     }
     const int64_t out = p.value.dim(0), in = p.value.dim(1);
@@ -143,32 +190,37 @@ void TrainParameters::Initialise(Queue& queue, const TextConfig& c, uint64_t see
       // The rows of a head are q, k and v, of which v has the gain.
       const int64_t d = c.head_dim;
       const double deviation = Xavier(in, out / 3);
-      FillRandom(queue, p.value, seed, i, {3 * d, 0, 2 * d, deviation});
-      FillRandom(queue, p.value, seed, i, {3 * d, 2 * d, 3 * d, deviation * gain});
+      Put(queue, p.value, [&](const View<float, 2>& value) {
+        FillRandom(queue, value, seed, i, {3 * d, 0, 2 * d, deviation});
+        FillRandom(queue, value, seed, i, {3 * d, 2 * d, 3 * d, deviation * gain});
+      });
       continue;
     }
     const bool has_gain = is("v_proj") || is("out_proj") || is("o_proj") || is(".experts.") ||
                           is("mlp.gate_proj") || is("mlp.up_proj") || is("mlp.down_proj");
-    FillRandom(queue, p.value, seed, i, {1, 0, 1, Xavier(in, out) * (has_gain ? gain : 1.0)});
+    Put(queue, p.value, [&](const View<float, 2>& value) {
+      FillRandom(queue, value, seed, i, {1, 0, 1, Xavier(in, out) * (has_gain ? gain : 1.0)});
+    });
   }
 }
 
 Status TrainParameters::Load(Queue& queue, const TextConfig& config, const Checkpoint& checkpoint) {
-  MM01_ASSIGN_OR_RETURN(const TextWeights w, LoadWeights(queue, checkpoint, config,
-                                                         {DType::kF32, 0}, Shard::Whole(config)));
+  Queue cpu(queue.num_threads());
+  MM01_ASSIGN_OR_RETURN(const TextWeights w, LoadWeights(cpu, checkpoint, config, {DType::kF32, 0},
+                                                         Shard::Whole(config)));
   CopyRows(queue, w.embedding, embedding);
   if (!config.tied_embeddings) CopyRows(queue, w.lm_head, head);
-  CopyVector(w.final_norm, final_norm);
+  CopyVector(queue, w.final_norm, final_norm);
   for (size_t i = 0; i < layers.size(); ++i) {
     const TextLayer& from = w.layers[i];
     TrainLayer& to = layers[i];
-    CopyVector(from.input_norm, to.input_norm);
-    CopyVector(from.mlp_norm, to.mlp_norm);
+    CopyVector(queue, from.input_norm, to.input_norm);
+    CopyVector(queue, from.mlp_norm, to.mlp_norm);
     if (to.kind == LayerKind::kLightning) {
       CopyRows(queue, from.lightning.qkv, to.qkv);
       CopyRows(queue, from.lightning.gate, to.gate);
       CopyRows(queue, from.lightning.out, to.out);
-      CopyVector(from.lightning.norm, to.norm);
+      CopyVector(queue, from.lightning.norm, to.norm);
     } else {
       CopyRows(queue, from.softmax.q, to.q);
       CopyRows(queue, from.softmax.k, to.k);

@@ -18,6 +18,7 @@ namespace mm01 {
 // Borrows from TrainParameters.
 struct TrainTensor {
   Tensor value, gradient;  // [n, k] or [n], float32
+  Tensor weight;           // what products read: value, or its copy in bf16
 };
 
 struct TrainExpert {
@@ -32,18 +33,25 @@ struct TrainLayer {
   TrainTensor out;                   // [D, H K]
   TrainTensor router;                // [E, D]; empty for a dense FFN
   std::vector<TrainExpert> experts;  // one for a dense FFN
-  std::vector<float> slope;          // lightning: [H]
+  Tensor slope;                      // lightning: [H]
 };
 
 struct TrainParameters {
-  TrainParameters(Queue& queue, const TextConfig& config);
+  // `products` is the type of `weight`.
+  TrainParameters(Queue& queue, const TextConfig& config, DType products);
   TrainParameters(TrainParameters&&) = delete;  // the tensors lie in the buffers
 
-  int64_t bytes() const { return values.bytes(); }
+  // Everything between the tensors included.
+  int64_t num_floats() const { return values.bytes() / SizeOf(DType::kF32); }
   void Initialise(Queue& queue, const TextConfig& config, uint64_t seed);
   Status Load(Queue& queue, const TextConfig& config, const Checkpoint& checkpoint);
 
+  // Makes the copies anew.
+  void Changed(Queue& queue);
+
   Buffer values, gradients;
+  Buffer copies;                    // bf16; none where products are of float32
+  Buffer slopes;                    // [lightning layers, H]
   std::vector<TrainParameter> all;  // in the order of WantedTensors
   TrainTensor embedding, final_norm, head;
   std::vector<TrainLayer> layers;

@@ -7,24 +7,24 @@
 namespace mm01 {
 namespace {
 
-constexpr int64_t kFloatBytes = 4;
+constexpr const char* kResidual = "residual before each norm";
 
 // Hands out pieces of one memory, or only counts where there is none yet.
 class Pieces {
  public:
-  explicit Pieces(float* memory) : memory_(memory) {}
+  explicit Pieces(std::byte* memory) : memory_(memory) {}
 
-  Tensor Take(const char* what, int64_t rows, int64_t width) {
-    constexpr int64_t kAlignFloats = 64;
-    const int64_t floats = (rows * width + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+  Tensor Take(const char* what, DType type, int64_t rows, int64_t width) {
+    constexpr int64_t kAlign = 256;
+    const int64_t bytes = (rows * width * SizeOf(type) + kAlign - 1) / kAlign * kAlign;
     const auto line = std::ranges::find(lines_, what, &TrainMemoryLine::what);
     if (line == lines_.end()) {
-      lines_.push_back({what, floats * kFloatBytes, false});
+      lines_.push_back({what, bytes, false});
     } else {
-      line->bytes += floats * kFloatBytes;
+      line->bytes += bytes;
     }
-    Tensor t(memory_ ? memory_ + used_ : nullptr, {rows, width});
-    used_ += floats;
+    Tensor t(type, memory_ ? memory_ + used_ : nullptr, {rows, width});
+    used_ += bytes;
     return t;
   }
 
@@ -32,41 +32,57 @@ class Pieces {
   const std::vector<TrainMemoryLine>& lines() const { return lines_; }
 
  private:
-  float* memory_;
-  int64_t used_ = 0;
+  std::byte* memory_;
+  int64_t used_ = 0;  // bytes
   std::vector<TrainMemoryLine> lines_;
 };
 
-KeptLayer TakeLayer(Pieces& pieces, const TextConfig& c, LayerKind kind, int64_t tokens) {
+struct Sizes {
+  const TextConfig& config;
+  DType type;
+  int64_t tokens;
+};
+
+KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
+  const auto& [c, type, tokens] = sizes;
   const int64_t width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
   KeptLayer l;
-  l.before_attention = pieces.Take("residual before each norm", tokens, c.hidden_size);
-  l.before_mlp = pieces.Take("residual before each norm", tokens, c.hidden_size);
+  l.before_attention = pieces.Take(kResidual, type, tokens, c.hidden_size);
+  l.before_mlp = pieces.Take(kResidual, type, tokens, c.hidden_size);
   constexpr const char* kInputs = "inputs of attention (q, k, v, gates)";
   constexpr const char* kOutputs = "outputs of attention";
   if (kind == LayerKind::kLightning) {
-    l.qkv = pieces.Take(kInputs, tokens, 3 * width);
-    l.gate = pieces.Take(kInputs, tokens, width);
+    l.qkv = pieces.Take(kInputs, type, tokens, 3 * width);
+    l.gate = pieces.Take(kInputs, type, tokens, width);
   } else {
-    l.q = pieces.Take(kInputs, tokens, width);
-    l.k = pieces.Take(kInputs, tokens, kv_width);
-    l.v = pieces.Take(kInputs, tokens, kv_width);
-    l.lse = pieces.Take(kOutputs, tokens, c.num_heads);
+    l.q = pieces.Take(kInputs, type, tokens, width);
+    l.k = pieces.Take(kInputs, type, tokens, kv_width);
+    l.v = pieces.Take(kInputs, type, tokens, kv_width);
+    l.lse = pieces.Take(kOutputs, DType::kF32, tokens, c.num_heads);
   }
-  l.attended = pieces.Take(kOutputs, tokens, width);
-  const int64_t rows = tokens * std::max<int64_t>(1, c.num_experts_per_token);
-  if (c.num_experts > 0) l.logits = pieces.Take("router logits", tokens, c.num_experts);
-  l.expert_gate = pieces.Take("first products of the experts", rows, c.ffn_size);
-  l.expert_up = pieces.Take("first products of the experts", rows, c.ffn_size);
+  l.attended = pieces.Take(kOutputs, type, tokens, width);
+  const int64_t k = c.num_experts_per_token, rows = tokens * std::max<int64_t>(1, k);
+  if (c.num_experts > 0) {
+    constexpr const char* kRouting = "router logits and routes";
+    l.logits = pieces.Take(kRouting, DType::kF32, tokens, c.num_experts);
+    l.room.expert = pieces.Take(kRouting, DType::kI32, tokens, k);
+    l.room.share = pieces.Take(kRouting, DType::kF32, tokens, k);
+    l.room.row = pieces.Take(kRouting, DType::kI32, tokens, k);
+    l.room.token = pieces.Take(kRouting, DType::kI32, 1, rows);
+    l.room.weight = pieces.Take(kRouting, DType::kF32, 1, rows);
+  }
+  constexpr const char* kProducts = "first products of the experts";
+  l.expert_gate = pieces.Take(kProducts, type, rows, c.ffn_size);
+  l.expert_up = pieces.Take(kProducts, type, rows, c.ffn_size);
   return l;
 }
 
-void TakeAll(Pieces& pieces, const TextConfig& config, int64_t tokens, KeptMemory& kept) {
+void TakeAll(Pieces& pieces, const Sizes& sizes, KeptMemory& kept) {
   kept.layers.clear();
-  for (const LayerKind kind : config.layers) {
-    kept.layers.push_back(TakeLayer(pieces, config, kind, tokens));
+  for (const LayerKind kind : sizes.config.layers) {
+    kept.layers.push_back(TakeLayer(pieces, sizes, kind));
   }
-  kept.last = pieces.Take("residual before each norm", tokens, config.hidden_size);
+  kept.last = pieces.Take(kResidual, sizes.type, sizes.tokens, sizes.config.hidden_size);
 }
 
 }  // namespace
@@ -84,28 +100,41 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
   l.lse = first(lse);
   l.attended = first(attended);
   l.logits = first(logits);
+  if (!room.expert.empty()) {
+    const int64_t routed = rows * room.expert.dim(1);
+    l.room = {.expert = first(room.expert),
+              .share = first(room.share),
+              .row = first(room.row),
+              .token = Tensor(DType::kI32, room.token.data, {routed}),
+              .weight = Tensor(DType::kF32, room.weight.data, {routed})};
+  }
   l.expert_gate = expert_gate;  // of as many rows as are routed
   l.expert_up = expert_up;
   return l;
 }
 
-KeptMemory::KeptMemory(Queue& queue, const TextConfig& config, int64_t max_tokens) {
+KeptMemory::KeptMemory(Queue& queue, const TextConfig& config, DType activations,
+                       int64_t max_tokens)
+    : type(activations) {
+  const Sizes sizes{config, type, max_tokens};
   Pieces count(nullptr);
-  TakeAll(count, config, max_tokens, *this);
-  memory = Buffer(count.used() * kFloatBytes, queue.device());
-  Pieces pieces(memory.As<float>());
-  TakeAll(pieces, config, max_tokens, *this);
+  TakeAll(count, sizes, *this);
+  memory = Buffer(count.used(), queue.device());
+  Pieces pieces(memory.data());
+  TakeAll(pieces, sizes, *this);
   lines = pieces.lines();
 }
 
-int64_t WorkingBytes(const TextConfig& c, int64_t max_tokens) {
+int64_t WorkingBytes(const TextConfig& c, DType type, Device device, int64_t max_tokens) {
+  const bool gpu = device == Device::kCuda;
   const int64_t t = max_tokens, d = c.hidden_size, f = c.ffn_size;
   const int64_t width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
   const int64_t experts = std::max<int64_t>(1, c.num_experts);
   const int64_t rows = t * std::max<int64_t>(1, c.num_experts_per_token);
-  const int64_t chunk = std::min(t, kLossRows);
-  // A product packs both of its sides, in strips and panels of at most 16.
-  const auto packed = [](int64_t m, int64_t n, int64_t k) { return (m + n + 32) * k; };
+  const int64_t chunk =
+      std::min(t, gpu ? std::max(kLossRows, kLossLogits / c.vocab_size) : kLossRows);
+  // On the CPU a product packs both of its sides, in strips and panels of at most 16.
+  const auto packed = [&](int64_t m, int64_t n, int64_t k) { return gpu ? 0 : (m + n + 32) * k; };
 
   const int64_t shared = t * (4 * d + c.rotary_dim + 2);
   const int64_t lightning = 9 * t * width + packed(3 * width, d, t) + packed(width, d, t) +
@@ -114,23 +143,29 @@ int64_t WorkingBytes(const TextConfig& c, int64_t max_tokens) {
                           std::max((2 * t + 64) * 2 * (width + kv_width) + 2 * t * c.num_heads,
                                    packed(width, d, t) + 2 * packed(kv_width, d, t) +
                                        packed(t, d, width + 2 * kv_width));
-  const int64_t mlp = rows * (3 * d + 3 * f + 1) + t * c.num_experts + packed(d, f, rows) +
+  const int64_t mlp = rows * (3 * d + 3 * f + 2) + 3 * t * c.num_experts + packed(d, f, rows) +
                       2 * packed(f, d, rows) + rows * f + 2 * experts * (d + 32) * (f + 32);
-  const int64_t loss = t * d + chunk * c.vocab_size +
+  const int64_t loss = t * d + (gpu ? 3 : 1) * chunk * c.vocab_size +
                        std::max({packed(chunk, c.vocab_size, d), packed(chunk, d, c.vocab_size),
                                  packed(c.vocab_size, d, chunk)});
-  constexpr int64_t kSlackBytes = 1 << 20;  // small things, and rooms of threads
-  return (shared + std::max({lightning, softmax, mlp, loss})) * kFloatBytes + kSlackBytes;
+  // Small things, and rooms of threads; on a GPU also those of products and pieces of documents.
+  const int64_t slack_bytes = gpu ? 256 << 20 : 1 << 20;
+  return (shared + std::max({lightning, softmax, mlp, loss})) * SizeOf(type) + slack_bytes;
 }
 
 std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& c, int64_t max_tokens,
-                                        int64_t parameter_bytes, const KeptMemory& kept) {
-  const int64_t t = max_tokens * kFloatBytes, d = c.hidden_size, width = c.num_heads * c.head_dim;
+                                        const TrainParameters& parameters, const KeptMemory& kept) {
+  const int64_t t = max_tokens * SizeOf(kept.type), d = c.hidden_size;
+  const int64_t width = c.num_heads * c.head_dim;
   const int64_t routed = t * std::max<int64_t>(1, c.num_experts_per_token);
-  std::vector<TrainMemoryLine> lines = {{"parameters", parameter_bytes, false},
-                                        {"gradients", parameter_bytes, false}};
+  std::vector<TrainMemoryLine> lines = {{"parameters", parameters.values.bytes(), false},
+                                        {"gradients", parameters.gradients.bytes(), false}};
+  if (parameters.copies.bytes() > 0) {
+    lines.push_back({"parameters in bf16", parameters.copies.bytes(), false});
+  }
   lines.insert(lines.end(), kept.lines.begin(), kept.lines.end());
-  lines.push_back({"room that ops work in", WorkingBytes(c, max_tokens), false});
+  lines.push_back({"room that ops work in",
+                   WorkingBytes(c, kept.type, kept.memory.device(), max_tokens), false});
 
   lines.push_back({"norms", t * d * (2 * c.num_layers() + 1), true});
   if (c.num_lightning_layers() > 0) {

@@ -1,0 +1,225 @@
+// A block takes a piece of rows, one after another. Of each row the squares and the product with
+// the gradient are summed at once; what the piece adds to d_weight stays in registers. A second
+// kernel adds up the pieces. Rows of more than 8,192 numbers, and such as do not begin at multiples
+// of 16 bytes, take a slower kernel that reads them twice.
+#include <algorithm>
+
+#include "base/check.h"
+#include "device/check_cuda.cuh"
+#include "kernels/cuda/any_rows.cuh"
+#include "kernels/norm/norm_backward_cuda.h"
+
+namespace mm01::cuda {
+namespace {
+
+constexpr int kPieceRows = 32;
+constexpr int kEights = 2;  // pieces of eight numbers a thread
+constexpr int kMostThreads = 512;
+constexpr int64_t kMostInRegisters = int64_t{kMostThreads} * kEights * 8;
+constexpr int kAnyThreads = 256;
+
+struct Norms {
+  AnyRows x, gate, d_out, d_x, d_gate;
+  const float* weight;
+  float eps;
+  int64_t rows, width;
+  float* shares;  // [pieces, D]  of d_weight
+};
+
+// Both sums over the block, for every thread: lanes in halves, then warps in order. Calls take
+// turns with two rooms, so that one barrier each is enough.
+__device__ __forceinline__ float2 BlockSums(float2 x, int turn) {
+  __shared__ float2 rooms[2][kMostThreads / 32];
+  float2* warps = rooms[turn];
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    x.x += __shfl_xor_sync(0xffffffffu, x.x, step);
+    x.y += __shfl_xor_sync(0xffffffffu, x.y, step);
+  }
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  float2 sum = warps[0];
+  for (unsigned w = 1; w < blockDim.x / 32; ++w) sum.x += warps[w].x, sum.y += warps[w].y;
+  return sum;
+}
+
+// Of a row: 1 / sqrt(mean(x^2) + eps) and its cube times mean(weight dy x).
+struct Factors {
+  float root, pull;
+
+  __device__ __forceinline__ Factors(float2 sums, const Norms& n)
+      : root(1.0f / sqrtf(sums.x / static_cast<float>(n.width) + n.eps)),
+        pull(root * root * root * (sums.y / static_cast<float>(n.width))) {}
+};
+
+template <bool kGated>
+__global__ void __launch_bounds__(kMostThreads) RowsInRegisters(const __grid_constant__ Norms n) {
+  const auto column = [](int i) { return static_cast<int64_t>(threadIdx.x + i * blockDim.x) * 8; };
+  float share[kEights][8] = {};
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kPieceRows;
+  const int64_t end = min(begin + kPieceRows, n.rows);
+  for (int64_t row = begin; row < end; ++row) {
+    Raw8 raw_x[kEights], raw_dy[kEights], raw_gate[kEights];
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      if (column(i) >= n.width) continue;
+      raw_x[i] = n.x.Fetch8(row, column(i));
+      raw_dy[i] = n.d_out.Fetch8(row, column(i));
+      if constexpr (kGated) raw_gate[i] = n.gate.Fetch8(row, column(i));
+    }
+    float x[kEights][8], dy[kEights][8];
+    float2 sums = {0.0f, 0.0f};
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      if (column(i) >= n.width) continue;
+      raw_x[i].Unpack(x[i]);
+      raw_dy[i].Unpack(dy[i]);
+      float weight[8], open[8];
+      if constexpr (kGated) raw_gate[i].Unpack(open);
+      Load8(n.weight + column(i), weight);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        if constexpr (kGated) dy[i][c] *= Sigmoid(open[c]);
+        sums.x = fmaf(x[i][c], x[i][c], sums.x);
+        sums.y = fmaf(dy[i][c] * weight[c], x[i][c], sums.y);
+      }
+    }
+    const Factors f(BlockSums(sums, static_cast<int>(row & 1)), n);
+#pragma unroll
+    for (int i = 0; i < kEights; ++i) {
+      if (column(i) >= n.width) continue;
+      // Weights and gates once more, from the cache: the registers are full.
+      float weight[8], open[8];
+      Load8(n.weight + column(i), weight);
+      if constexpr (kGated) n.gate.Fetch8(row, column(i)).Unpack(open);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        const float scaled = x[i][c] * f.root, weighted = dy[i][c] * weight[c];
+        share[i][c] = fmaf(dy[i][c], scaled, share[i][c]);
+        if constexpr (kGated) open[c] = weighted * scaled * (1.0f - Sigmoid(open[c]));
+        dy[i][c] = weighted * f.root - x[i][c] * f.pull;
+      }
+      n.d_x.Set8(row, column(i), dy[i]);
+      if constexpr (kGated) n.d_gate.Set8(row, column(i), open);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kEights; ++i) {
+    if (column(i) < n.width) Store8(n.shares + blockIdx.x * n.width + column(i), share[i]);
+  }
+}
+
+template <bool kGated>
+__global__ void __launch_bounds__(kAnyThreads) RowsOfAnyKind(const __grid_constant__ Norms n) {
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kPieceRows;
+  const int64_t end = min(begin + kPieceRows, n.rows);
+  float* share = n.shares + blockIdx.x * n.width;
+  for (int64_t i = threadIdx.x; i < n.width; i += kAnyThreads) share[i] = 0.0f;
+  for (int64_t row = begin; row < end; ++row) {
+    float2 sums = {0.0f, 0.0f};
+    for (int64_t i = threadIdx.x; i < n.width; i += kAnyThreads) {
+      const float x = n.x.Get(row, i);
+      float dy = n.d_out.Get(row, i);
+      if constexpr (kGated) dy *= Sigmoid(n.gate.Get(row, i));
+      sums.x = fmaf(x, x, sums.x);
+      sums.y = fmaf(dy * n.weight[i], x, sums.y);
+    }
+    const Factors f(BlockSums(sums, static_cast<int>(row & 1)), n);
+    for (int64_t i = threadIdx.x; i < n.width; i += kAnyThreads) {
+      const float x = n.x.Get(row, i), weight = n.weight[i];
+      float dy = n.d_out.Get(row, i);
+      const float open = kGated ? Sigmoid(n.gate.Get(row, i)) : 1.0f;
+      dy *= open;
+      share[i] = fmaf(dy, x * f.root, share[i]);
+      if constexpr (kGated) n.d_gate.Set(row, i, dy * weight * (x * f.root) * (1.0f - open));
+      n.d_x.Set(row, i, dy * weight * f.root - x * f.pull);
+    }
+  }
+}
+
+// d_weight += the sum of the shares. A block takes 32 columns; each of its warps a run of pieces in
+// order, and the warps' sums are added in order.
+constexpr int kShareWarps = 8;
+
+__global__ void __launch_bounds__(32 * kShareWarps)
+    AddShares(const float* shares, int64_t pieces, int64_t width, float* d_weight) {
+  __shared__ float sums[kShareWarps][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 32 + lane;
+  const int64_t run = (pieces + kShareWarps - 1) / kShareWarps;
+  const int64_t end = min((warp + 1) * run, pieces);
+  float sum = 0.0f;
+  if (i < width) {
+#pragma unroll 8
+    for (int64_t p = warp * run; p < end; ++p) sum += shares[p * width + i];
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  if (warp != 0 || i >= width) return;
+  for (int w = 1; w < kShareWarps; ++w) sum += sums[w][lane];
+  d_weight[i] += sum;
+}
+
+template <bool kGated>
+void Run(Queue& queue, const GatedNormBackwardArgs& a) {
+  constexpr const char* kShapes = "NormBackward: shapes or types disagree";
+  const auto check = [&](std::initializer_list<const Tensor*> rows) {
+    for (const Tensor* t : rows) {
+      Check((t->dtype == DType::kF32 || t->dtype == DType::kBF16) && t->rank == 2 &&
+                t->stride[1] == 1 && t->shape == a.x.shape,
+            kShapes);
+    }
+  };
+  check({&a.x, &a.d_out, &a.d_x});
+  if (kGated) check({&a.gate, &a.d_gate});
+  const int64_t rows = a.x.dim(0), width = a.x.dim(1);
+  const auto weight = a.weight.As<const float, 1>();
+  const auto d_weight = a.d_weight.As<float, 1>();
+  Check(weight.dim(0) == width && d_weight.dim(0) == width, kShapes);
+  if (rows == 0 || width == 0) return;
+  const int64_t pieces = (rows + kPieceRows - 1) / kPieceRows;
+  Scratch scratch(queue);
+  const Norms n{.x = AnyRows(a.x),
+                .gate = kGated ? AnyRows(a.gate) : AnyRows(),
+                .d_out = AnyRows(a.d_out),
+                .d_x = AnyRows(a.d_x),
+                .d_gate = kGated ? AnyRows(a.d_gate) : AnyRows(),
+                .weight = weight.data,
+                .eps = a.eps,
+                .rows = rows,
+                .width = width,
+                .shares = scratch.Get<float>(pieces * width)};
+  const bool aligned = width % 8 == 0 && width <= kMostInRegisters && HasAlignedRows(a.weight) &&
+                       HasAlignedRows(a.x) && HasAlignedRows(a.d_out) && HasAlignedRows(a.d_x) &&
+                       (!kGated || (HasAlignedRows(a.gate) && HasAlignedRows(a.d_gate)));
+  const auto blocks = static_cast<unsigned>(pieces);
+  if (aligned) {
+    const int64_t threads = (width / 8 + kEights - 1) / kEights;
+    RowsInRegisters<kGated>
+        <<<blocks, static_cast<unsigned>((threads + 31) / 32 * 32), 0, queue.stream()>>>(n);
+  } else {
+    RowsOfAnyKind<kGated><<<blocks, kAnyThreads, 0, queue.stream()>>>(n);
+  }
+  CheckLaunch();
+  AddShares<<<static_cast<unsigned>((width + 31) / 32), 32 * kShareWarps, 0, queue.stream()>>>(
+      n.shares, pieces, width, d_weight.data);
+  CheckLaunch();
+}
+
+}  // namespace
+
+void NormBackward(Queue& queue, const NormBackwardArgs& a) {
+  Run<false>(queue, {.x = a.x,
+                     .weight = a.weight,
+                     .eps = a.eps,
+                     .d_out = a.d_out,
+                     .d_x = a.d_x,
+                     .d_weight = a.d_weight});
+}
+
+void GatedNormBackward(Queue& queue, const GatedNormBackwardArgs& a) {
+  Check(!a.gate.empty(), "GatedNormBackward: no gate");
+  Run<true>(queue, a);
+}
+
+}  // namespace mm01::cuda
