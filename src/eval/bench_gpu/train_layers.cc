@@ -55,6 +55,7 @@ class Layers {
       small_.push_back(ToBF16(static_cast<float>(x / std::sqrt(double(config.hidden_size)))));
     }
     for (const LayerKind kind : config.layers) layers_.push_back(MakeLayer(kind));
+    for (KeptLayer& layer : kept_.layers) layer = layer.Rows(tokens);
     const int64_t d = config.hidden_size;
     x_ = Rows(d);
     d_out_ = Rows(d);
