@@ -13,9 +13,7 @@ std::string NewId(std::string_view prefix) {
 }
 
 Choice::Choice(const Tokenizer& tokenizer, bool has_tools)
-    : text_logprobs(tokenizer),
-      tokenizer_(tokenizer),
-      detokenizer_(tokenizer, /*skip_special=*/true) {
+    : text_logprobs(tokenizer), detokenizer_(tokenizer, /*skip_special=*/true) {
   if (has_tools) call_token_ = tokenizer.Find(kFunctionCallToken);
 }
 

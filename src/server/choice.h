@@ -39,7 +39,6 @@ class Choice {
   void FindCall(const infer::Wrote& wrote);
   void TakeCalls(std::string_view text, Json* delta);
 
-  const Tokenizer& tokenizer_;
   std::optional<int32_t> call_token_;
   StreamingDetokenizer detokenizer_;
   size_t decoded_ = 0;             // bytes of text of the tokens before a call
