@@ -6,7 +6,7 @@ import urllib.request
 import hypothesis
 import schemathesis
 
-CALLS = int(os.environ.get("MM01_API_CALLS", "2000"))
+CALLS = int(os.environ.get("MM01_API_CALLS", "500"))
 
 
 def test_no_call_is_our_fault(server):
