@@ -61,31 +61,31 @@ void Optimizer::ReduceGradients() {
 }
 
 double Optimizer::GradientNorm() {
-  double squares = 0;
-  for (const TrainParameter& p : model_->parameters()) {
-    squares += SumOfSquaresOf(queue_, p.gradient);
-  }
-  return std::sqrt(squares);
+  std::vector<Tensor> gradients;
+  for (const TrainParameter& p : model_->parameters()) gradients.push_back(p.gradient);
+  return std::sqrt(SumOfSquaresOfMany(queue_, gradients));
 }
 
 void Optimizer::Update(double learning_rate, double norm) {
   ++updates_;
   const bool clips = spec_.clip > 0 && norm > spec_.clip;
+  std::vector<AdamWArgs> updates;
   for (const Moments& moments : moments_) {
     const ParameterRange& r = moments.range;
     const TrainParameter& p = model_->parameters()[r.parameter];
-    AdamW(queue_, {.value = Flat(p.value, r.begin, r.end),
-                   .gradient = Flat(p.gradient, r.begin, r.end),
-                   .m = moments.m,
-                   .v = moments.v,
-                   .learning_rate = learning_rate,
-                   .beta1 = spec_.beta1,
-                   .beta2 = spec_.beta2,
-                   .eps = spec_.eps,
-                   .weight_decay = p.value.rank >= 2 ? spec_.weight_decay : 0,
-                   .step = updates_,
-                   .gradient_scale = clips ? spec_.clip / norm : 1});
+    updates.push_back({.value = Flat(p.value, r.begin, r.end),
+                       .gradient = Flat(p.gradient, r.begin, r.end),
+                       .m = moments.m,
+                       .v = moments.v,
+                       .learning_rate = learning_rate,
+                       .beta1 = spec_.beta1,
+                       .beta2 = spec_.beta2,
+                       .eps = spec_.eps,
+                       .weight_decay = p.value.rank >= 2 ? spec_.weight_decay : 0,
+                       .step = updates_,
+                       .gradient_scale = clips ? spec_.clip / norm : 1});
   }
+  AdamWMany(queue_, updates);
   ShareValues();
   model_->ParametersChanged();
 }

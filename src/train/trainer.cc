@@ -108,11 +108,8 @@ Status Trainer::EnterStage(int64_t stage) {
 }
 
 Result<std::vector<TrainBatch>> Trainer::MakePasses(const std::vector<RowPlan>& plans) {
-  std::vector<Row> rows;
-  for (const RowPlan& plan : PartOf(plans, place_.group)) {
-    MM01_ASSIGN_OR_RETURN(Row row, mixer_.Make(plan));
-    rows.push_back(std::move(row));
-  }
+  MM01_ASSIGN_OR_RETURN(const std::vector<Row> rows,
+                        mixer_.MakeMany(place_.queue.pool(), PartOf(plans, place_.group)));
   return PackPasses(rows, recipe_.model.max_tokens);
 }
 

@@ -206,6 +206,28 @@ Result<Row> Mixer::Make(const RowPlan& plan) {
   return MakeTask(FindTask(recipe_, plan.name), plan);
 }
 
+Result<std::vector<Row>> Mixer::MakeMany(ThreadPool& pool, std::span<const RowPlan> plans) {
+  std::vector<Result<Row>> made(plans.size(), Row());
+  std::vector<size_t> tasks;
+  for (size_t i = 0; i < plans.size(); ++i) {
+    if (FindSource(recipe_, plans[i].name) == nullptr) {
+      tasks.push_back(i);
+    } else {
+      made[i] = Make(plans[i]);
+    }
+  }
+  pool.ParallelFor(std::ssize(tasks), [&](int64_t n, int) {
+    const size_t i = tasks[static_cast<size_t>(n)];
+    made[i] = MakeTask(FindTask(recipe_, plans[i].name), plans[i]);
+  });
+  std::vector<Row> rows;
+  for (Result<Row>& row : made) {
+    MM01_RETURN_IF_ERROR(row.status());
+    rows.push_back(std::move(*row));
+  }
+  return rows;
+}
+
 Result<Row> Mixer::MakeText(const SourceSpec& spec, const RowPlan& plan) {
   if (streams_stage_ != position_.stage) streams_.clear();
   streams_stage_ = position_.stage;

@@ -16,10 +16,12 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/status.h"
+#include "base/thread_pool.h"
 #include "io/tokenizer.h"
 #include "train/data/shard.h"
 #include "train/data/tasks.h"
@@ -110,6 +112,8 @@ class Mixer {
   std::vector<RowPlan> Next(int64_t step);
   // The row of a plan of the position's stage.
   Result<Row> Make(const RowPlan& plan);
+  // Those of many plans; synthetic samples are made side by side.
+  Result<std::vector<Row>> MakeMany(ThreadPool& pool, std::span<const RowPlan> plans);
 
  private:
   const StageSpec& stage() const { return recipe_.stages[static_cast<size_t>(position_.stage)]; }
