@@ -357,7 +357,6 @@ std::string SmallRecipe() {
 tokenizer = "model"
 pass_tokens = 64
 [model]
-layers = 2
 pattern = "LS"
 vocab = 259
 hidden = 32
@@ -422,10 +421,11 @@ TEST_F(CliTest, ATerminatedTrainingIsSavedAndGoesOn) {
   recipe.replace(recipe.find("data = \"set\""), 12, "data = \"text.txt\"");
   recipe.replace(recipe.find("steps = 8"), 9, "steps = 1000000");
   WriteText(folder_ / "small.toml", recipe);
-  const std::string command =
-      "cd '" + folder_.string() + "' && '" + MM01_BINARY +
-      "' train small.toml --out run --threads 1 2>err & p=$!; cd '" + folder_.string() +
-      "'; while [ ! -s run/metrics.jsonl ]; do sleep 0.05; done; kill -TERM $p; wait $p";
+  // Each command on its own, so that $! is the program and not a shell around it.
+  const std::string command = "cd '" + folder_.string() + "'\n'" + MM01_BINARY +
+                              "' train small.toml --out run --threads 1 2>err &\np=$!\n"
+                              "while kill -0 $p && [ ! -s run/metrics.jsonl ]\n"
+                              "do sleep 0.05\ndone\nkill -TERM $p\nwait $p";
   const int status = std::system(command.c_str());
   EXPECT_EQ(WEXITSTATUS(status), 130);
   EXPECT_NE(ReadText(folder_ / "err").find("stopped and saved"), std::string::npos);

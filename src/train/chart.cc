@@ -59,7 +59,10 @@ class Axes {
     if (empty()) return;
     if (chart.from_zero) y_.Add(0);
     if (x_.width() == 0) x_.max += 1;
-    const double room = y_.width() > 0 ? 0.04 * y_.width() : 0.5;
+    // Values that differ by rounding alone are one value, which stands in the middle.
+    const double size = std::max(std::abs(y_.min), std::abs(y_.max));
+    const bool flat = y_.width() <= 1e-6 * size;
+    const double room = flat ? std::max(0.1 * size, 1e-9) : 0.04 * y_.width();
     if (!chart.from_zero) y_.min -= room;
     y_.max += room;
   }

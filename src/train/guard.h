@@ -1,6 +1,7 @@
 // Whether a step may change the model: its loss and gradient norm against those of the last steps.
 //
-//   z = (x - mean) / max(sigma, 0.1 % of |mean|)     over the last `window` steps that were kept
+//   z = (x - mean) / max(sigma, s |mean|)     over the last `window` steps that were kept;
+//                                             s = 0.01 for losses, 0.1 for norms
 //
 // A step is skipped where loss or norm is not finite, or, once the window is full, where z exceeds
 // `sigmas`. Skipped steps do not enter the window. A new stage begins with an empty one, for its

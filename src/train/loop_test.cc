@@ -14,6 +14,7 @@
 #include "io/checkpoint.h"
 #include "testing/bigram_trainer.h"
 #include "testing/tiny_training.h"
+#include "train/chart.h"
 #include "train/report.h"
 
 namespace mm01::train {
@@ -184,6 +185,19 @@ TEST_F(Loops, TheReportIsOnePage) {
   std::ofstream(run() + "/metrics.jsonl", std::ios::app) << "{\"step\": 60, \"lo";
   EXPECT_TRUE(MakeReport(run()).ok());  // a line that is being written
   EXPECT_EQ(MakeReport(tiny_ / "nowhere").status().code(), Code::kNotFound);
+}
+
+TEST(Charts, ValuesThatDifferByRoundingAreOneLine) {
+  for (const double value : {0.0, 2.0, -1e9}) {
+    for (const bool log : {false, true}) {
+      const LineChart chart{
+          .title = "flat",
+          .curves = {{.name = "c", .points = {{0, value}, {1, std::nextafter(value, 10)}}}},
+          .log_y = log};
+      EXPECT_LT(ToSvg(chart).size(), 5000u);
+    }
+  }
+  EXPECT_EQ(ToSvg(LineChart{}), "");
 }
 
 TEST(StepLines, SayEverythingOnOne) {
