@@ -12,8 +12,8 @@
 #include "cli/data_preview.h"
 #include "cli/model_flags.h"
 #include "cli/progress.h"
-#include "cli/prompt.h"
 #include "infer/machine.h"
+#include "io/encode_pieces.h"
 #include "io/file.h"
 #include "train/data/documents.h"
 #include "train/data/shard.h"
@@ -45,7 +45,8 @@ Result<train::TokenSpan> EncodeChat(const Tokenizer& tokenizer, const ChatTempla
     Json first = Json::array();
     for (size_t i = 0; i < count; ++i) first.push_back(messages[i]);
     MM01_ASSIGN_OR_RETURN(const auto pieces, chat_template.Render(first, nullptr, waits));
-    return EncodePieces(tokenizer, pieces);
+    MM01_ASSIGN_OR_RETURN(EncodedPieces encoded, EncodePieces(tokenizer, pieces));
+    return std::move(encoded.ids);
   };
   MM01_ASSIGN_OR_RETURN(span.ids, render(messages.size(), false));
   span.counted.assign(span.ids.size(), 0);
