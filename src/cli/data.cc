@@ -69,8 +69,7 @@ class Builder {
  public:
   Builder(const DataFlags& flags, const Tokenizer& tokenizer, const ChatTemplate& chat_template,
           train::DataSetWriter& writer, ThreadPool& pool)
-      : flags_(flags),
-        tokenizer_(tokenizer),
+      : tokenizer_(tokenizer),
         chat_template_(chat_template),
         writer_(writer),
         pool_(pool),
@@ -113,7 +112,6 @@ class Builder {
     return span;
   }
 
-  const DataFlags& flags_;
   const Tokenizer& tokenizer_;
   const ChatTemplate& chat_template_;
   train::DataSetWriter& writer_;
