@@ -5,6 +5,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "kernels/activation/rows-inl.h"
 #include "kernels/activation/sigmoid-inl.h"
 #include "kernels/vector-inl.h"
 
@@ -18,21 +19,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace mm01 {
 namespace HWY_NAMESPACE {
-namespace {
-
-constexpr int64_t kFloatsPerItem = 32768;
-
-// Items of whole rows, about kFloatsPerItem numbers each.
-template <typename F>
-void ForRows(Queue& queue, int64_t rows, int64_t width, F&& fn) {
-  const int64_t step = std::max<int64_t>(1, kFloatsPerItem / std::max<int64_t>(1, width));
-  queue.pool().ParallelFor((rows + step - 1) / step, [&](int64_t item, int) {
-    const int64_t end = std::min(rows, (item + 1) * step);
-    for (int64_t r = item * step; r < end; ++r) fn(r);
-  });
-}
-
-}  // namespace
 
 void SiluTarget(Queue& queue, const Tensor& tensor) {
   const auto x = tensor.As<float, 2>();

@@ -10,10 +10,9 @@
 #include "kernels/gemm/tile-inl.h"
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstring>
 
+#include "kernels/lightning/decay.h"
 #include "kernels/lightning/lightning_backward.h"
 #ifdef MM01_CUDA
 #include "kernels/lightning/lightning_backward_cuda.h"
@@ -25,19 +24,6 @@ namespace HWY_NAMESPACE {
 namespace {
 
 constexpr int64_t kB = kLightningBlock;
-
-// exp(-slope n), n = 0 .. B.
-struct Decay {
-  std::array<float, kB + 1> power;
-
-  explicit Decay(float slope) {
-    for (int64_t n = 0; n <= kB; ++n) {
-      power[static_cast<size_t>(n)] =
-          static_cast<float>(std::exp(-static_cast<double>(slope) * static_cast<double>(n)));
-    }
-  }
-  float operator[](int64_t n) const { return power[static_cast<size_t>(n)]; }
-};
 
 // Rows of one head.
 struct Rows {
