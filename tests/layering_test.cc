@@ -120,6 +120,18 @@ TEST(Layering, AFolderMayIncludeOnlyFoldersAboveItsOwnLine) {
   }
 }
 
+// So a header with a source of its name is shown to compile alone whenever that source compiles.
+TEST(Layering, ASourceIncludesItsOwnHeaderFirst) {
+  for (const std::string& file : SourceFiles()) {
+    const std::string header = fs::path(file).replace_extension(".h").generic_string();
+    if (!file.ends_with(".cc") || !fs::exists(kSource / header)) continue;
+    const std::string text = ReadText(kSource / file);
+    const size_t first = text.find("#include ");
+    ASSERT_NE(first, std::string::npos) << file;
+    EXPECT_TRUE(text.substr(first).starts_with("#include \"" + header + "\"\n")) << "src/" << file;
+  }
+}
+
 TEST(Layering, WrongIncludesAreFound) {
   const Layers layers = ParseLayers("# comment\nbase:\nio: base\nmodel: base io\ntesting: base\n");
   EXPECT_FALSE(Objection(layers, "model/text01/forward.cc", "io/file.h"));

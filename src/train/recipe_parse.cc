@@ -209,6 +209,7 @@ std::vector<BatchChange> ReadBatch(TomlReader& stage, int64_t length) {
                        .tokens = stage.IntOf("batch_tokens", *pair->get(1), kFromOne)});
     }
   }
+  if (batch.empty()) stage.Error(*node, "stage.batch_tokens is empty, wanted at least one pair");
   int64_t last = -1;
   for (const BatchChange& change : batch) {
     if (change.step <= last || (last < 0 && change.step != 0)) {

@@ -80,6 +80,8 @@ TEST(Recipes, ErrorsAreOneSentenceWithTheLine) {
        "steps = 281474976710655\nlength = 256\nbatch_tokens = 1048576",
        "the stages have 3e+20 tokens, wanted at most 1e18"},
       {"batch_tokens = 1024", "", "stage.batch_tokens is missing"},
+      {"batch_tokens = 1024", "batch_tokens = []", "stage.batch_tokens is empty"},
+      {"length = 256\nbatch", "batch", "stage.length is missing"},
       {"text = 3, needles = 1", "text = 3, needle = 1", "stage.mix names 'needle'"},
       {"text = 3, needles = 1", "", "stage.mix has no share above 0"},
       {"source = \"text\"", "source = \"val\"", "validation.source names 'val'"},

@@ -2,7 +2,7 @@
 // toml++ is heavy.
 //
 // The first error of a file stays, with the line it is on; a getter that failed returns what
-// `absent` says, or zero. Finish reports a field that nobody asked for.
+// `absent` says, or the least value that is allowed. Finish reports a field that nobody asked for.
 #pragma once
 
 #include <fmt/format.h>
@@ -40,12 +40,12 @@ class TomlReader {
 
   int64_t Int(std::string_view key, std::optional<int64_t> absent, Bounds<int64_t> bounds) {
     const toml::node* node = Required(key, absent.has_value());
-    return node ? IntOf(key, *node, bounds) : absent.value_or(0);
+    return node ? IntOf(key, *node, bounds) : absent.value_or(bounds.min);
   }
 
   double Real(std::string_view key, std::optional<double> absent, Bounds<double> bounds) {
     const toml::node* node = Required(key, absent.has_value());
-    return node ? RealOf(key, *node, bounds) : absent.value_or(0);
+    return node ? RealOf(key, *node, bounds) : absent.value_or(bounds.min);
   }
 
   bool Bool(std::string_view key, bool absent) {
@@ -79,7 +79,7 @@ class TomlReader {
                                     std::optional<std::pair<int64_t, int64_t>> absent,
                                     Bounds<int64_t> bounds) {
     const toml::node* node = Required(key, absent.has_value());
-    if (node == nullptr) return absent.value_or(std::pair<int64_t, int64_t>{});
+    if (node == nullptr) return absent.value_or(std::pair{bounds.min, bounds.min});
     const toml::array* pair = node->as_array();
     if (pair == nullptr) {
       const int64_t n = IntOf(key, *node, bounds);
@@ -87,7 +87,7 @@ class TomlReader {
     }
     if (pair->size() != 2) {
       Wrong(key, *node, "a whole number, or an array of two");
-      return {};
+      return {bounds.min, bounds.min};
     }
     const int64_t min = IntOf(key, *pair->get(0), bounds), max = IntOf(key, *pair->get(1), bounds);
     if (min > max) Wrong(key, *node, "an array of two of which the first is not larger");
