@@ -137,11 +137,14 @@ void Weight::CopyRows(Queue& queue, int64_t first, const Weight& staging, int64_
 
 void QuantizeGroup(std::span<const float> x, std::span<int8_t> q, bf16& scale) {
   float largest = 0.0f;
-  for (float v : x) largest = std::max(largest, std::abs(v));
+  for (float v : x) {
+    if (std::abs(v) > largest || std::isnan(v)) largest = std::abs(v);  // a NaN stays
+  }
   scale = ToBF16(largest / 127.0f);
   const float s = ToFloat(scale);
+  const bool has_steps = s > 0.0f && std::isfinite(s);
   for (size_t i = 0; i < x.size(); ++i) {
-    const float steps = s > 0.0f ? std::nearbyint(x[i] / s) : 0.0f;
+    const float steps = has_steps ? std::nearbyint(x[i] / s) : 0.0f;
     q[i] = static_cast<int8_t>(std::clamp(steps, -127.0f, 127.0f));
   }
 }

@@ -97,7 +97,8 @@ class Weight {
 };
 
 // Round to nearest with a scale of (largest magnitude) / 127 rounded to bf16, so |x - q scale| is
-// at most scale / 2, or a little more for the largest. A group of zeros has scale 0.
+// at most scale / 2, or a little more for the largest. A group of zeros has scale 0; one with an
+// infinity or a NaN has a scale that is not finite, and q of 0.
 void QuantizeGroup(std::span<const float> x, std::span<int8_t> q, bf16& scale);
 
 }  // namespace mm01

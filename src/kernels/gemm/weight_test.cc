@@ -41,6 +41,18 @@ TEST(WeightTest, AGroupOfZerosHasScaleZero) {
   EXPECT_EQ(q, (std::array<int8_t, 32>{}));
 }
 
+TEST(WeightTest, AGroupThatIsNotFiniteSaysSoInItsScale) {
+  for (const float bad : {INFINITY, -INFINITY, NAN}) {
+    Floats x(32, 1.0f);
+    x[5] = bad;
+    std::array<int8_t, 32> q;
+    bf16 scale;
+    QuantizeGroup(x, q, scale);
+    EXPECT_FALSE(std::isfinite(ToFloat(scale)));
+    EXPECT_EQ(q, (std::array<int8_t, 32>{}));
+  }
+}
+
 TEST(WeightTest, QuantizingIsOffByAtMostHalfAStep) {
   for (uint64_t stream = 0; stream < 200; ++stream) {
     Floats x = RandomFloats(stream, 32);
