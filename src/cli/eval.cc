@@ -1,6 +1,7 @@
 // mm01 eval: what a model can do.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "base/format.h"
@@ -39,6 +40,7 @@ Json ToJson(const eval::NeedleReport& report, const EvalFlags& flags, double sec
           {"length", flags.needle.length},
           {"trials", flags.needle.trials},
           {"keys", flags.needle.keys},
+          {"questions", flags.needle.questions},
           {"seed", flags.needle.seed},
           {"seconds", seconds},
           {"results", trials}};
@@ -55,7 +57,10 @@ std::string Table(const eval::NeedleReport& report) {
     text += fmt::format("{:6.3f}  {:<32}{:>9}{:>9}{}\n", t.depth, t.key, t.value, answer,
                         t.hit ? "" : "  miss");
   }
-  return text + fmt::format("accuracy {:.3f}\n", report.accuracy);
+  const auto hits = std::count_if(report.trials.begin(), report.trials.end(),
+                                  [](const eval::NeedleTrial& t) { return t.hit; });
+  return text + fmt::format("accuracy {:.3f}: {} of {} found\n", report.accuracy, hits,
+                            report.trials.size());
 }
 
 Result<int> RunEval(EvalFlags flags) {
@@ -84,9 +89,9 @@ Result<int> RunEval(EvalFlags flags) {
             ? ToJson(report, flags, seconds).dump(2, ' ', false, Json::error_handler_t::replace) +
                   "\n"
             : Table(report));
-  notes.WriteFaint(fmt::format("{} trials of {} tokens in {}\nmemory: {}\n", flags.needle.trials,
-                               FormatCount(flags.needle.length), FormatSeconds(seconds),
-                               MemoryText(*model.engine)));
+  notes.WriteFaint(fmt::format("{} trials in texts of {} tokens, {}\nmemory: {}\n",
+                               flags.needle.trials, FormatCount(flags.needle.length),
+                               FormatSeconds(seconds), MemoryText(*model.engine)));
   return kExitOk;
 }
 
@@ -108,6 +113,9 @@ void AddEval(CommandLine& line) {
                 "tokens that the model reads in a trial");
   command.Whole("--trials", "N", &flags->needle.trials, {1, 1'000'000}, "how often");
   command.Whole("--keys", "N", &flags->needle.keys, {1, 50}, "sentences in the text");
+  command.Whole("--questions", "N", &flags->needle.questions, {1, 50},
+                "how many of them are asked for in one text, which is read once for all: each is a "
+                "trial, and long texts take less time");
   command.Whole("--seed", "N", &flags->seed, kAtLeastZero, "of keys, numbers and places");
   command.Text("--text", "FILE", &flags->text,
                fmt::format("the text that they are hidden in, over again where it is too short "

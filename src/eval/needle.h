@@ -4,6 +4,9 @@
 // Keys are of two held-out words each. The depth of the sentence that is asked for, as a share of
 // the text, is spread evenly over the trials from 0.05 to 0.95; the others lie anywhere. The model
 // writes greedily; a hit is all seven digits.
+//
+// Trials may share a document: several of its keys are asked for, each right behind the text as if
+// no other had been. The text is then read once for all of them.
 #pragma once
 
 #include <cstdint>
@@ -18,23 +21,31 @@
 namespace mm01::eval {
 
 struct NeedleOptions {
-  int64_t length = 2048;  // tokens of text, needles and question together
-  int64_t trials = 10;
+  int64_t length = 2048;  // tokens of text, needles and the longest question together
+  int64_t trials = 10;    // a multiple of `questions`
   int64_t keys = 4;
+  int64_t questions = 1;  // of a document: at most its keys
   uint64_t seed = 0;
 };
 
-struct NeedlePrompt {
-  std::vector<int32_t> ids;  // options.length of them
+struct NeedleQuestion {
   double depth = 0;
   std::string key, value;
+  std::vector<int32_t> ids;
 };
 
-// The prompt of one trial: a function of the arguments. `haystack` is read from a random place on,
-// again from its begin where it ends. Errors: Invalid where needles and question alone are longer.
-Result<NeedlePrompt> MakeNeedlePrompt(const Tokenizer& tokenizer, std::span<const int32_t> haystack,
-                                      const std::vector<std::string>& words,
-                                      const NeedleOptions& options, int64_t trial);
+struct NeedleDocument {
+  std::vector<int32_t> ids;  // options.length of them less the longest question's
+  std::vector<NeedleQuestion> questions;
+};
+
+// Document 0 .. trials / questions - 1: a function of the arguments. `haystack` is read from a
+// random place on, again from its begin where it ends. Errors: Invalid where needles and question
+// alone are longer than the length, or the options do not fit each other.
+Result<NeedleDocument> MakeNeedleDocument(const Tokenizer& tokenizer,
+                                          std::span<const int32_t> haystack,
+                                          const std::vector<std::string>& words,
+                                          const NeedleOptions& options, int64_t document);
 
 struct NeedleTrial {
   double depth = 0;

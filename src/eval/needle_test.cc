@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <string>
 
+#include "infer/generate.h"
+#include "infer/session.h"
 #include "testing/tiny_model.h"
 #include "train/data/words.h"
 
@@ -27,10 +29,12 @@ TEST_F(Needles, ThePromptHasTheLengthTheDepthAndAllKeys) {
   const std::vector<int32_t> hay(100, '.');  // shorter than the text that is wanted
   const NeedleOptions options{.length = 2000, .trials = 10, .keys = 4, .seed = 3};
   for (int64_t t = 0; t < 10; ++t) {
-    const NeedlePrompt prompt = MakeNeedlePrompt(tokenizer, hay, words_, options, t).value();
-    EXPECT_EQ(prompt.ids.size(), 2000u);
+    const NeedleDocument document = MakeNeedleDocument(tokenizer, hay, words_, options, t).value();
+    ASSERT_EQ(document.questions.size(), 1u);
+    const NeedleQuestion& prompt = document.questions[0];
+    EXPECT_EQ(document.ids.size() + prompt.ids.size(), 2000u);
     EXPECT_NEAR(prompt.depth, 0.05 + 0.1 * static_cast<double>(t), 1e-12);
-    const std::string text = tokenizer.Decode(prompt.ids);
+    const std::string text = tokenizer.Decode(document.ids) + tokenizer.Decode(prompt.ids);
     EXPECT_EQ(prompt.value.size(), 7u);
     const std::string needle = train::NeedleSentence(prompt.key, prompt.value);
     const size_t at = text.find(needle);
@@ -52,9 +56,70 @@ TEST_F(Needles, ThePromptHasTheLengthTheDepthAndAllKeys) {
 TEST_F(Needles, ALengthThatHoldsNoNeedlesIsRefused) {
   const Tokenizer tokenizer = Tokenizer::Load(folder_.path()).value();
   const std::vector<int32_t> hay(100, '.');
-  const auto prompt = MakeNeedlePrompt(tokenizer, hay, words_, {.length = 100}, 0);
-  ASSERT_FALSE(prompt.ok());
-  EXPECT_NE(prompt.status().message().find("--length is 100, wanted at least"), std::string::npos);
+  const auto made = MakeNeedleDocument(tokenizer, hay, words_, {.length = 100}, 0);
+  ASSERT_FALSE(made.ok());
+  EXPECT_NE(made.status().message().find("--length is 100, wanted at least"), std::string::npos);
+}
+
+TEST_F(Needles, QuestionsOfOneTextSpreadTheirDepths) {
+  const Tokenizer tokenizer = Tokenizer::Load(folder_.path()).value();
+  const std::vector<int32_t> hay(100, '.');
+  const NeedleOptions options{.length = 2000, .trials = 12, .keys = 4, .questions = 3, .seed = 3};
+  std::vector<double> depths;
+  for (int64_t d = 0; d < 4; ++d) {
+    const NeedleDocument document = MakeNeedleDocument(tokenizer, hay, words_, options, d).value();
+    ASSERT_EQ(document.questions.size(), 3u);
+    const std::string text = tokenizer.Decode(document.ids);
+    size_t longest = 0;
+    for (const NeedleQuestion& q : document.questions) {
+      depths.push_back(q.depth);
+      longest = std::max(longest, q.ids.size());
+      const std::string before = text.substr(0, text.find(train::NeedleSentence(q.key, q.value)));
+      const auto dots = static_cast<double>(std::count(before.begin(), before.end(), '.'));
+      EXPECT_NEAR(dots, q.depth * static_cast<double>(std::count(text.begin(), text.end(), '.')),
+                  5);
+    }
+    EXPECT_EQ(document.ids.size() + longest, 2000u);
+  }
+  std::sort(depths.begin(), depths.end());
+  for (size_t i = 0; i < 12; ++i) {
+    EXPECT_NEAR(depths[i], 0.05 + 0.9 * static_cast<double>(i) / 11, 1e-12);
+  }
+}
+
+TEST_F(Needles, OptionsThatDoNotFitEachOtherAreRefused) {
+  const Tokenizer tokenizer = Tokenizer::Load(folder_.path()).value();
+  const std::vector<int32_t> hay(100, '.');
+  const auto message = [&](const NeedleOptions& options) {
+    return MakeNeedleDocument(tokenizer, hay, words_, options, 0).status().message();
+  };
+  EXPECT_EQ(message({.trials = 10, .keys = 4, .questions = 5}),
+            "--questions is 5, wanted at most --keys, 4");
+  EXPECT_EQ(message({.trials = 10, .keys = 4, .questions = 4}),
+            "--trials is 10, wanted a multiple of --questions, 4");
+}
+
+TEST_F(Needles, AQuestionHasTheSameAnswerAloneAndBehindOthers) {
+  TextConfig config = TinyConfig();
+  config.vocab_size = 258;
+  config.eos_ids = {257};
+  WriteTinyModel(folder_.path(), config);
+  const auto engine =
+      infer::Engine::Load(folder_.path(), {.num_threads = 1, .context_tokens = NeedleContext(600)})
+          .value();
+  const std::vector<int32_t> hay(50, 'x');
+  const NeedleOptions options{.length = 600, .trials = 4, .questions = 4};
+  const NeedleReport report = MeasureNeedles(*engine, hay, words_, options).value();
+  const NeedleDocument document =
+      MakeNeedleDocument(*engine->tokenizer(), hay, words_, options, 0).value();
+  for (size_t q = 0; q < 4; ++q) {
+    auto session = infer::Session::Open(*engine).value();
+    ASSERT_TRUE(session.Read(document.ids).ok());
+    ASSERT_TRUE(session.Read(document.questions[q].ids).ok());
+    const std::string alone =
+        infer::Generate(session, {.sampling = {.temperature = 0}, .max_tokens = 16}).value().text;
+    EXPECT_EQ(report.trials[q].answer, alone.substr(0, 7));
+  }
 }
 
 TEST_F(Needles, ARandomModelFindsNothing) {

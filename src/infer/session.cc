@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/check.h"
+
 namespace mm01::infer {
 
 Result<Session> Session::Open(Engine& engine) {
@@ -44,6 +46,21 @@ Status Session::Read(std::span<const int32_t> tokens, const PrefillProgress& pro
     }
   }
   return Status::Ok();
+}
+
+Session::Mark Session::MarkBorder() const {
+  Mark mark{.length = TextState::BorderBefore(length())};
+  if (mark.length == 0) return mark;
+  mark.border.resize(static_cast<size_t>(engine_->state().border_bytes()));
+  engine_->state().CopyBorder(engine_->queue(), slot_, mark.border.data());
+  return mark;
+}
+
+void Session::Rewind(const Mark& mark) {
+  Check(mark.length <= length(), "a mark is of the past");
+  engine_->state().Rewind(engine_->queue(), slot_, mark.length, mark.border.data());
+  tokens_.resize(static_cast<size_t>(mark.length));
+  logits_.clear();
 }
 
 void Session::Step(std::span<const int32_t> tokens) {

@@ -1,6 +1,7 @@
 // One conversation, document or text: the tokens a model has read, and what it remembers of them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -34,6 +35,15 @@ class Session {
 
   // Of the token after the last one read: [V], -inf where no token is. Empty before the first.
   std::span<const float> logits() const { return logits_; }
+
+  // A place to come back to: the last border of the grid of 64 that was reached.
+  struct Mark {
+    int64_t length = 0;
+    std::vector<std::byte> border;
+  };
+  Mark MarkBorder() const;
+  // Forgets what was read since; there are no logits until something is read again.
+  void Rewind(const Mark& mark);
 
   // Writes everything that is needed to go on exactly as without the pause (docs/formats.md);
   // atomic.

@@ -57,6 +57,28 @@ TEST_F(SessionTest, ATextThatDoesNotFitIsRefusedWholeAndAShorterOneStillFits) {
   EXPECT_TRUE(session.Read(TinyTokens(64)).ok());
 }
 
+TEST_F(SessionTest, ARewoundSessionGoesOnAsIfNothingHadBeenReadSince) {
+  const auto engine = Load(512, 2);
+  const std::vector<int32_t> tokens = TinyTokens(300);
+  for (const int64_t length : {40, 64, 150}) {
+    Session session = Session::Open(*engine).value();
+    ASSERT_TRUE(session.Read(std::span(tokens).first(static_cast<size_t>(length))).ok());
+    const Session::Mark mark = session.MarkBorder();
+    EXPECT_EQ(mark.length, length / 64 * 64);
+    ASSERT_TRUE(session.Read(std::span(tokens).last(130)).ok());
+    session.Rewind(mark);
+    EXPECT_EQ(session.length(), mark.length);
+    EXPECT_TRUE(session.logits().empty());
+    const auto rest = std::span(tokens).subspan(static_cast<size_t>(mark.length), 100);
+    ASSERT_TRUE(session.Read(rest).ok());
+
+    Session fresh = Session::Open(*engine).value();
+    ASSERT_TRUE(fresh.Read(std::span(tokens).first(static_cast<size_t>(mark.length) + 100)).ok());
+    EXPECT_EQ(session.tokens(), fresh.tokens());
+    EXPECT_EQ(Copy(session.logits()), Copy(fresh.logits()));
+  }
+}
+
 TEST_F(SessionTest, NoTokensAreNoWork) {
   const auto engine = Load();
   Session session = Session::Open(*engine).value();

@@ -8,58 +8,76 @@
 namespace mm01::train {
 namespace {
 
-// Of the mean. Late in a run the norm of many steps lies within a few per cent, and a batch that is
-// merely unusual would be far out; what is half as large again is left to clipping.
-constexpr double kLeastLossSigma = 0.01, kLeastNormSigma = 0.1;
+constexpr double kLeastLossSigma = 0.02, kLeastLogNormSigma = 0.2;
 
 struct Moments {
   double mean = 0;
   double sigma = 0;
+
+  double z(double x) const { return sigma > 0 ? (x - mean) / sigma : 0; }
 };
 
-Moments MomentsOf(const std::deque<double>& values, double least_sigma) {
+Moments MomentsOf(const std::deque<double>& values) {
   const auto n = static_cast<double>(values.size());
   double sum = 0, squares = 0;
   for (const double x : values) sum += x;
   const double mean = sum / n;
   for (const double x : values) squares += (x - mean) * (x - mean);
-  return {mean, std::max(std::sqrt(squares / n), least_sigma * std::abs(mean))};
+  return {mean, std::sqrt(squares / n)};
 }
 
-double ZScore(const std::deque<double>& values, double least_sigma, double x) {
-  if (values.size() < 2 || !std::isfinite(x)) return 0;
-  const Moments m = MomentsOf(values, least_sigma);
-  return m.sigma > 0 ? (x - m.mean) / m.sigma : 0;
+Moments OfLosses(const std::deque<double>& losses) {
+  if (losses.size() < 2) return {};
+  Moments m = MomentsOf(losses);
+  m.sigma = std::max(m.sigma, kLeastLossSigma * std::abs(m.mean));
+  return m;
 }
 
-std::string Objection(const char* what, double x, double z, const std::deque<double>& values) {
+// A norm of 0 is that of a step that taught nothing; its logarithm would swamp the others.
+double Log(double norm) {
+  return std::log(std::max(norm, 1e-12));
+}
+
+Moments OfLogNorms(const std::deque<double>& norms) {
+  if (norms.size() < 2) return {};
+  std::deque<double> logs;
+  for (const double norm : norms) logs.push_back(Log(norm));
+  Moments m = MomentsOf(logs);
+  m.sigma = std::max(m.sigma, kLeastLogNormSigma);
+  return m;
+}
+
+std::string Objection(const char* what, double x, double z, double mean, size_t steps) {
   if (!std::isfinite(x)) return fmt::format("the {} is {}", what, x);
-  const double mean = MomentsOf(values, 0).mean;
   return fmt::format("the {} {:.4g} is {:.1f} sigmas above {:.4g}, the mean of {} steps", what, x,
-                     z, mean, values.size());
+                     z, mean, steps);
 }
 
 }  // namespace
 
 Verdict Guard::Judge(double loss, double norm) {
-  Verdict v{.loss_z = ZScore(state_.losses, kLeastLossSigma, loss),
-            .norm_z = ZScore(state_.norms, kLeastNormSigma, norm)};
+  const Moments losses = OfLosses(state_.losses), norms = OfLogNorms(state_.norms);
+  Verdict v;
+  if (std::isfinite(loss)) v.loss_z = losses.z(loss);
+  if (std::isfinite(norm)) v.norm_z = norms.z(Log(norm));
   const bool full = std::ssize(state_.losses) >= spec_.window;
   const auto bad = [&](double x, double z) {
     return !std::isfinite(x) || (full && z > spec_.sigmas);
   };
+  const size_t steps = state_.losses.size();
   if (bad(loss, v.loss_z)) {
-    v.reason = Objection("loss", loss, v.loss_z, state_.losses);
+    v.reason = Objection("loss", loss, v.loss_z, losses.mean, steps);
   } else if (bad(norm, v.norm_z)) {
-    v.reason = Objection("gradient norm", norm, v.norm_z, state_.norms);
+    v.reason = Objection("gradient norm", norm, v.norm_z, std::exp(norms.mean), steps);
   }
   v.skip = !v.reason.empty();
+  state_.skipped += v.skip ? 1 : 0;
+  state_.skipped_in_row = v.skip ? state_.skipped_in_row + 1 : 0;
+  if (!std::isfinite(loss) || !std::isfinite(norm)) return v;
   if (v.skip) {
-    ++state_.skipped;
-    ++state_.skipped_in_row;
-    return v;
+    loss = std::min(loss, losses.mean + spec_.sigmas * losses.sigma);
+    norm = std::min(norm, std::exp(norms.mean + spec_.sigmas * norms.sigma));
   }
-  state_.skipped_in_row = 0;
   for (const auto& [values, x] : {std::pair(&state_.losses, loss), {&state_.norms, norm}}) {
     values->push_back(x);
     if (std::ssize(*values) > spec_.window) values->pop_front();

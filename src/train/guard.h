@@ -1,11 +1,16 @@
 // Whether a step may change the model: its loss and gradient norm against those of the last steps.
 //
-//   z = (x - mean) / max(sigma, s |mean|)     over the last `window` steps that were kept;
-//                                             s = 0.01 for losses, 0.1 for norms
+//   z = (x - mean) / max(sigma, s)     over the last `window` steps; of losses x is the loss itself
+//                                      and s = 0.02 |mean|, of norms their logarithm and s = 0.2
 //
 // A step is skipped where loss or norm is not finite, or, once the window is full, where z exceeds
-// `sigmas`. Skipped steps do not enter the window. A new stage begins with an empty one, for its
-// losses are others.
+// `sigmas`. A norm differs by factors: it may double within some steps where a model learns
+// something new, and late in a run a batch of other data has twice the norm of the last ones; with
+// the defaults it must be 3.3 times the mean at least before it is called a spike.
+//
+// A skipped step enters the window as the largest value that would have been kept. So a level that
+// has changed for good is taken after a few steps, and one far off ends the run after max_skipped.
+// A new stage begins with an empty window, for its losses are others.
 #pragma once
 
 #include <cstdint>

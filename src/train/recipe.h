@@ -26,9 +26,12 @@ struct IntRange {
 
 // Documents: a data set of `mm01 data build`, or a text file as that reads it, which is then
 // encoded in memory. Documents outside the limits are left out, and of each only a part is taken.
+// Without resets a row is a window of all documents end to end, from any token on, and is read as
+// one text; there are no limits then.
 struct SourceSpec {
   std::string name;
   std::string path;
+  bool resets = true;
   double part_begin = 0;  // shares of a document's tokens
   double part_end = 1;
   int64_t min_tokens = 1;
@@ -41,15 +44,22 @@ enum class TaskKind {
   kVariables,  // chains of assignments in a text; asked who holds a value
 };
 
+// What the loss of a synthetic sample counts.
+enum class TaskLoss {
+  kAnswers,  // the answers' tokens
+  kText,     // those and the text between; facts and questions, which nobody could know, are not
+  kAll,
+};
+
 // Samples made on the fly. See data/tasks.h.
 struct TaskSpec {
   std::string name;
   TaskKind kind = TaskKind::kNeedle;
-  std::string haystack;       // the source whose text lies between; none for kRecall
-  IntRange length;            // tokens of a sample
-  IntRange keys;              // needles, or chains
-  IntRange questions;         // of a sample; at most its keys
-  bool answers_only = true;   // the loss counts the answers' tokens alone
+  std::string haystack;  // the source whose text lies between; none for kRecall
+  IntRange length;       // tokens of a sample
+  IntRange keys;         // needles, or chains
+  IntRange questions;    // of a sample; at most its keys
+  TaskLoss loss = TaskLoss::kAnswers;
   bool ask_anywhere = false;  // questions stand anywhere behind what they ask for, not at the end
 };
 

@@ -137,6 +137,12 @@ SourceSpec ReadSource(TomlReader r) {
     r.Error(fmt::format("source.min_tokens is {}, wanted at most max_tokens, {}", s.min_tokens,
                         s.max_tokens));
   }
+  s.resets = r.Bool("resets", true);
+  const bool limited =
+      s.min_tokens > 1 || s.max_tokens < kMost || s.part_begin > 0 || s.part_end < 1;
+  if (!s.resets && limited) {
+    r.Error("source.resets is false with limits of documents, wanted no limits or resets");
+  }
   r.Finish();
   return s;
 }
@@ -149,7 +155,7 @@ TaskSpec ReadTask(TomlReader r) {
   t.length = ToRange(r.Range("length", std::nullopt, {32, kMost}));
   t.keys = ToRange(r.Range("keys", {{1, 1}}, {1, 1 << 16}));
   t.questions = ToRange(r.Range("questions", {{1, 1}}, {1, 1 << 16}));
-  t.answers_only = r.Choice("loss", {"answers", "all"}, 0) == 0;
+  t.loss = static_cast<TaskLoss>(r.Choice("loss", {"answers", "text", "all"}, 0));
   t.ask_anywhere = r.Choice("ask", {"end", "anywhere"}, 0) == 1;
   if (t.kind != TaskKind::kRecall && t.haystack.empty()) {
     r.Error(fmt::format("task.haystack of '{}' is missing, wanted the name of a source", t.name));

@@ -21,7 +21,7 @@ TEST(Recipes, AreRead) {
   EXPECT_DOUBLE_EQ(r.config.mlp_residual.alpha, std::sqrt(2.0));  // (2 * 2)^(1/4)
   EXPECT_EQ(r.model.max_tokens, 256);
   EXPECT_EQ(r.tasks[0].length.min, 230);
-  EXPECT_TRUE(r.tasks[0].answers_only);
+  EXPECT_EQ(r.tasks[0].loss, TaskLoss::kAnswers);
   EXPECT_EQ(r.stages[0].rope_theta, 5e6);
   ASSERT_EQ(r.stages[0].mix.size(), 2u);
   EXPECT_EQ(r.stages[0].mix[0].name, "needles");

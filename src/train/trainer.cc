@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <utility>
 
 #include "train/export.h"
@@ -41,14 +42,6 @@ double CountedTargets(const std::vector<TrainBatch>& passes) {
     for (const int32_t target : pass.targets) counted += target >= 0 ? 1 : 0;
   }
   return counted;
-}
-
-// Items of rank r out of n: neighbours, in order of rank.
-template <typename T>
-std::vector<T> PartOf(const std::vector<T>& items, const Group& group) {
-  const auto n = std::ssize(items);
-  return {items.begin() + n * group.rank() / group.size(),
-          items.begin() + n * (group.rank() + 1) / group.size()};
 }
 
 // The first theta that a stage up to this one gives, else the model's own.
@@ -107,10 +100,14 @@ Status Trainer::EnterStage(int64_t stage) {
   return Status::Ok();
 }
 
-Result<std::vector<TrainBatch>> Trainer::MakePasses(const std::vector<RowPlan>& plans) {
-  MM01_ASSIGN_OR_RETURN(const std::vector<Row> rows,
-                        mixer_.MakeMany(place_.queue.pool(), PartOf(plans, place_.group)));
-  return PackPasses(rows, recipe_.model.max_tokens);
+// Overfitting, every step has the rows of step 0.
+Result<StepData> Trainer::TakeData() {
+  if (place_.overfit) {
+    step_data_.Seek({});
+    return step_data_.Take(0, std::nullopt);
+  }
+  const bool last = step_ + 1 >= recipe_.total_steps();
+  return step_data_.Take(step_, last ? std::nullopt : std::optional(step_ + 1));
 }
 
 Trainer::Losses Trainer::RunPasses(const std::vector<TrainBatch>& passes) {
@@ -155,14 +152,14 @@ Result<StepReport> Trainer::Step() {
   const auto begin = Clock::now();
   const Recipe::Place place = recipe_.At(place_.overfit ? 0 : step_);
   MM01_RETURN_IF_ERROR(EnterStage(place.stage));
-  if (place_.overfit) mixer_.Seek({});
-  const std::vector<RowPlan> plans = mixer_.Next(place_.overfit ? 0 : step_);
-  MM01_ASSIGN_OR_RETURN(const std::vector<TrainBatch> passes, MakePasses(plans));
+  const auto asked = Clock::now();
+  MM01_ASSIGN_OR_RETURN(const StepData data, TakeData());
+  const std::vector<TrainBatch> passes = PackPasses(data.rows, recipe_.model.max_tokens);
   StepReport report{.step = step_,
                     .stage = place.stage,
                     .length = recipe_.stages[static_cast<size_t>(place.stage)].length,
-                    .data_seconds = SecondsSince(begin)};
-  report.tokens = report.length * std::ssize(plans);
+                    .data_seconds = SecondsSince(asked)};
+  report.tokens = report.length * std::ssize(data.plans);
   Losses losses = RunPasses(passes);
   report.loss = losses.counted > 0 ? losses.cross_entropy / losses.counted : 0;
   report.auxiliary = losses.auxiliary / losses.passes;
@@ -175,7 +172,7 @@ Result<StepReport> Trainer::Step() {
   ++step_;
   tokens_ += report.tokens;
   if (report.verdict.skip) {
-    for (const RowPlan& plan : plans) {
+    for (const RowPlan& plan : data.plans) {
       report.sources.push_back(fmt::format("{} row {}", plan.name, plan.number));
     }
     if (guard_.hopeless()) MM01_RETURN_IF_ERROR(RollBack(report.verdict));
@@ -260,7 +257,7 @@ Status Trainer::Load(int64_t step) {
 
 Json Trainer::State() const {
   const Guard::State& guard = guard_.state();
-  const DataPosition& data = mixer_.position();
+  const DataPosition& data = step_data_.position();
   return {{"recipe", recipe_.name},
           {"step", step_},
           {"tokens", tokens_},
@@ -285,9 +282,9 @@ Status Trainer::SetState(const Json& state) {
   tokens_ = state.at("tokens").get<int64_t>();
   optimizer_->set_updates(state.at("updates").get<int64_t>());
   const Json& data = state.at("data");
-  mixer_.Seek({.rows = data.at("rows").get<int64_t>(),
-               .stage = data.at("stage").get<int64_t>(),
-               .tokens = data.at("tokens").get<std::map<std::string, int64_t>>()});
+  step_data_.Seek({.rows = data.at("rows").get<int64_t>(),
+                   .stage = data.at("stage").get<int64_t>(),
+                   .tokens = data.at("tokens").get<std::map<std::string, int64_t>>()});
   const Json& guard = state.at("guard");
   guard_.SetState({.losses = guard.at("losses").get<std::deque<double>>(),
                    .norms = guard.at("norms").get<std::deque<double>>(),
@@ -304,7 +301,7 @@ Result<std::vector<ValidationScore>> Trainer::Validate() {
     auto found = validation_.find(length);
     if (found == validation_.end()) {
       MM01_ASSIGN_OR_RETURN(std::vector<Row> rows, ValidationRows(recipe_, *data_, length));
-      found = validation_.emplace(length, PartOf(rows, place_.group)).first;
+      found = validation_.emplace(length, PartOf(rows, Part())).first;
     }
     double sums[] = {0, 0};
     for (const TrainBatch& pass : PackPasses(found->second, recipe_.model.max_tokens)) {

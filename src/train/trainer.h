@@ -1,9 +1,9 @@
 // A model in training: takes steps, saves itself, goes on from where it was saved.
 //
-// One step: every rank makes its part of the step's rows and passes them through its model, losses
+// One step: every rank takes its part of the step's rows and passes them through its model, losses
 // and gradients are added up over the ranks, the guard judges, and the optimizer updates, or
-// nothing changes. The numbers of a step are a function of the recipe, the step and the number of
-// ranks.
+// nothing changes. The next step's rows are made meanwhile. The numbers of a step are a function of
+// the recipe, the step and the number of ranks.
 //
 // Letters   L layers, E experts.
 // Errors    Those of reading data. A step that the guard skips is no error; a run of them is:
@@ -23,6 +23,7 @@
 #include "model/text01/trainer_model.h"
 #include "train/checkpoint.h"
 #include "train/data/mixer.h"
+#include "train/data/step_data.h"
 #include "train/guard.h"
 #include "train/optimizer.h"
 #include "train/recipe.h"
@@ -93,7 +94,7 @@ class Trainer {
       : recipe_(recipe),
         data_(std::move(data)),
         place_(place),
-        mixer_(recipe_, *data_),
+        step_data_(recipe_, *data_, Part(), place.queue.pool().num_threads()),
         guard_(recipe.guard) {}
 
   struct Losses {
@@ -102,7 +103,8 @@ class Trainer {
   };
 
   Status EnterStage(int64_t stage);
-  Result<std::vector<TrainBatch>> MakePasses(const std::vector<RowPlan>& plans);
+  StepDataMaker::Part Part() const { return {place_.group.rank(), place_.group.size()}; }
+  Result<StepData> TakeData();
   Losses RunPasses(const std::vector<TrainBatch>& passes);
   void AddUp(Losses* losses);
   Status RollBack(const Verdict& verdict);
@@ -113,7 +115,7 @@ class Trainer {
   const Recipe& recipe_;
   std::shared_ptr<const TrainData> data_;
   TrainerPlace place_;
-  Mixer mixer_;
+  StepDataMaker step_data_;
   Guard guard_;
   std::unique_ptr<TrainerModel> model_;
   std::unique_ptr<Optimizer> optimizer_;

@@ -145,6 +145,18 @@ void TextState::CopyBorder(Queue& queue, int32_t slot, std::byte* out) const {
 
 void TextState::SetBorder(Queue& queue, int32_t slot, const std::byte* from) {
   Check(length(slot) == 0, "a copy goes into an empty slot");
+  WriteBorder(queue, slot, from);
+}
+
+void TextState::Rewind(Queue& queue, int32_t slot, int64_t border, const std::byte* from) {
+  Sequence& s = sequence(slot);
+  Check(0 <= border && border <= s.length && border % kLightningBlock == 0,
+        "a sequence goes back to a border that it has passed");
+  s.length = border;
+  if (border > 0) WriteBorder(queue, slot, from);
+}
+
+void TextState::WriteBorder(Queue& queue, int32_t slot, const std::byte* from) {
   for (const Piece& piece : BorderPieces(slot)) {
     queue.CopyToDevice(piece.data, from, piece.bytes);
     from += piece.bytes;

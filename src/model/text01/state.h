@@ -62,6 +62,9 @@ class TextState {
   // The way back, into room that was reserved in a slot that has read nothing; Advance then counts
   // the tokens.
   void SetBorder(Queue& queue, int32_t slot, const std::byte* from);
+  // Forgets the newest tokens back to a border of the grid at which CopyBorder made this copy; at 0
+  // none is needed.
+  void Rewind(Queue& queue, int32_t slot, int64_t border, const std::byte* from);
   void SetPage(Queue& queue, int32_t slot, int64_t index, const std::byte* from);
 
   int64_t begin(int32_t slot) const { return sequence(slot).begin; }
@@ -103,6 +106,7 @@ class TextState {
   const Sequence& sequence(int32_t slot) const;
   Sequence& sequence(int32_t slot);
   std::vector<Piece> BorderPieces(int32_t slot) const;
+  void WriteBorder(Queue& queue, int32_t slot, const std::byte* from);
   std::vector<Piece> PagePieces(int32_t slot, int64_t index) const;
 
   StateSizes sizes_;

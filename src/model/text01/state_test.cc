@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,24 @@ TEST(TextStateTest, AdvancePastWhatWasReservedIsABug) {
   state.Advance(slot, 64);
   EXPECT_EQ(state.length(slot), 64);
   EXPECT_THROW(state.Advance(slot, 1), Bug);
+}
+
+TEST(TextStateTest, RewindGoesBackToABorderThatWasPassed) {
+  TextState state = TinyState({.num_slots = 1, .max_tokens = 256});
+  Queue queue(1);
+  const int32_t slot = *state.Open();
+  ASSERT_TRUE(state.Reserve(slot, 200).ok());
+  state.Advance(slot, 130);
+  std::vector<std::byte> border(static_cast<size_t>(state.border_bytes()));
+  state.CopyBorder(queue, slot, border.data());
+  state.Advance(slot, 70);
+  EXPECT_THROW(state.Rewind(queue, slot, 130, border.data()), Bug);
+  EXPECT_THROW(state.Rewind(queue, slot, 256, border.data()), Bug);
+  state.Rewind(queue, slot, 128, border.data());
+  EXPECT_EQ(state.length(slot), 128);
+  state.Advance(slot, 72);  // the room is still there
+  state.Rewind(queue, slot, 0, nullptr);
+  EXPECT_EQ(state.length(slot), 0);
 }
 
 TEST(TextStateTest, TruncateGoesBackToTheLastBorderAndNoFurther) {

@@ -66,6 +66,25 @@ Result<DataSet> EncodeFile(const std::string& path, const Tokenizer& tokenizer) 
   return DataSet::InMemory({.source = path, .vocab_size = tokenizer.size()}, spans);
 }
 
+// One text: the last token of a document has the next document's first as its target.
+Result<Row> ReadWindow(const DataSet& set, int64_t first, int64_t length) {
+  TokenSpan span;
+  MM01_RETURN_IF_ERROR(set.ReadOn(first, length + 1, &span));
+  Row row;
+  row.Append(span, true, -1);
+  return row;
+}
+
+Result<std::vector<Row>> ValidationWindows(const DataSet& set, int64_t tokens, int64_t length) {
+  std::vector<Row> rows;
+  const int64_t last = std::min(tokens, set.info().num_tokens);
+  for (int64_t begin = 0; begin == 0 || begin + length <= last; begin += length) {
+    MM01_ASSIGN_OR_RETURN(Row row, ReadWindow(set, begin, length));
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const TrainData>> TrainData::Load(const Recipe& recipe) {
@@ -229,6 +248,11 @@ Result<std::vector<Row>> Mixer::MakeMany(ThreadPool& pool, std::span<const RowPl
 }
 
 Result<Row> Mixer::MakeText(const SourceSpec& spec, const RowPlan& plan) {
+  if (!spec.resets) {
+    const DataSet& set = data_.sets.at(plan.name);
+    Draw draw(SeedFor(recipe_.seed, plan.name, plan.number), kTaskStream);
+    return ReadWindow(set, draw.Below(set.info().num_tokens), stage().length);
+  }
   if (streams_stage_ != position_.stage) streams_.clear();
   streams_stage_ = position_.stage;
   auto found = streams_.find(plan.name);
@@ -265,6 +289,9 @@ Result<Row> Mixer::MakeTask(const TaskSpec& spec, const RowPlan& plan) const {
 Result<std::vector<Row>> ValidationRows(const Recipe& recipe, const TrainData& data,
                                         int64_t length) {
   const std::string& name = recipe.validation.source;
+  if (!FindSource(recipe, name)->resets) {
+    return ValidationWindows(data.sets.at(name), recipe.validation.tokens, length);
+  }
   MM01_ASSIGN_OR_RETURN(TextStream stream,
                         TextStream::Create(data.sets.at(name), *FindSource(recipe, name), length,
                                            SeedFor(0, name, length)));

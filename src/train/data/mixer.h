@@ -5,7 +5,7 @@
 // A row comes from one source or task, drawn by the stage's shares. A source's documents are cut
 // into pieces of at most n tokens, the pieces shuffled for every epoch and laid end to end; a row
 // is the next n tokens of that, whatever it cuts. A target is the token behind, in the document;
-// the last token of a document has none.
+// the last token of a document has none. A source without resets gives windows in place of pieces.
 //
 // Everything is a function of the recipe's seed and the position: the number of rows that were
 // drawn, and of tokens that were taken from each source in this stage. So a run goes on where it

@@ -89,6 +89,32 @@ TEST(Mixing, LimitsLeaveDocumentsOut) {
   EXPECT_FALSE(TextStream::Create(set, {.min_tokens = 5000}, 1000, 1).ok());
 }
 
+TEST(Mixing, WithoutResetsARowIsAWindowOfOneText) {
+  const TinyTraining tiny;
+  Recipe recipe = tiny.Recipe();
+  recipe.sources[0].resets = false;
+  const auto data = TrainData::Load(recipe).value();
+  const DataSet& set = data->sets.at("text");
+  TokenSpan all;
+  ASSERT_TRUE(set.ReadOn(0, 2 * set.info().num_tokens, &all).ok());
+  Mixer mixer(recipe, *data);
+  for (const RowPlan& plan : mixer.Next(0)) {
+    if (plan.name != "text") continue;
+    const Row row = mixer.Make(plan).value();
+    const int64_t n = row.length();
+    EXPECT_EQ(row.cu_seqlens, (std::vector<int64_t>{0, n}));
+    EXPECT_TRUE(std::equal(row.ids.begin() + 1, row.ids.end(), row.targets.begin()));
+    EXPECT_NE(std::search(all.ids.begin(), all.ids.end(), row.ids.begin(), row.ids.end()),
+              all.ids.end());
+    EXPECT_GE(row.targets.back(), 0);
+  }
+  recipe.validation = {.source = "text", .tokens = 600};
+  const std::vector<Row> windows = ValidationRows(recipe, *data, 200).value();
+  ASSERT_EQ(windows.size(), 3u);
+  EXPECT_TRUE(std::equal(windows[1].ids.begin(), windows[1].ids.end(), all.ids.begin() + 200));
+  EXPECT_EQ(windows[1].targets.back(), all.ids[400]);
+}
+
 TEST(Mixing, PartsOfADocumentDoNotMeet) {
   const TinyTraining tiny;
   const DataSet set = DataSet::Open(tiny / "text").value();

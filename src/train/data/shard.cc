@@ -133,6 +133,10 @@ Status TokenShard::Read(int64_t first, int64_t count, TokenSpan* out) const {
   return Status::Ok();
 }
 
+int64_t TokenShard::Find(int64_t token) const {
+  return std::upper_bound(ends_.begin(), ends_.end(), token) - ends_.begin();
+}
+
 Result<DataSet> DataSet::Open(const std::string& folder) {
   const std::string path = folder + "/data.json";
   MM01_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
@@ -186,6 +190,31 @@ int64_t DataSet::Length(int64_t document) const {
   if (!in_memory_.empty()) return std::ssize(in_memory_[static_cast<size_t>(document)].ids);
   const size_t s = ShardOf(document);
   return shards_[s].Length(document - first_document_[s]);
+}
+
+DataSet::Place DataSet::Find(int64_t token) const {
+  Check(0 <= token && token < info_.num_tokens, "a token of the data set");
+  for (size_t d = 0; d < in_memory_.size(); ++d) {
+    const auto length = std::ssize(in_memory_[d].ids);
+    if (token < length) return {static_cast<int64_t>(d), token};
+    token -= length;
+  }
+  size_t s = 0;
+  while (token >= shards_[s].num_tokens()) token -= shards_[s++].num_tokens();
+  const int64_t local = shards_[s].Find(token);
+  return {first_document_[s] + local, token - shards_[s].Begin(local)};
+}
+
+Status DataSet::ReadOn(int64_t first, int64_t count, TokenSpan* out) const {
+  auto [document, begin] = Find(first);
+  while (count > 0) {
+    const int64_t n = std::min(count, Length(document) - begin);
+    MM01_RETURN_IF_ERROR(Read(document, begin, n, out));
+    count -= n;
+    document = (document + 1) % num_documents();
+    begin = 0;
+  }
+  return Status::Ok();
 }
 
 Status DataSet::Read(int64_t document, int64_t begin, int64_t count, TokenSpan* out) const {

@@ -55,6 +55,8 @@ class TokenShard {
   int64_t Begin(int64_t document) const { return document == 0 ? 0 : ends_[Index(document - 1)]; }
   int64_t Length(int64_t document) const { return ends_[Index(document)] - Begin(document); }
 
+  // The document that holds a token of the shard.
+  int64_t Find(int64_t token) const;
   // Tokens first .. first + count - 1 of the shard, added to the end of `out`.
   Status Read(int64_t first, int64_t count, TokenSpan* out) const;
 
@@ -80,6 +82,15 @@ class DataSet {
   const DataSetInfo& info() const { return info_; }
   int64_t num_documents() const { return info_.num_documents; }
   int64_t Length(int64_t document) const;
+  // Where token 0 .. num_tokens - 1 of the data set lies.
+  struct Place {
+    int64_t document = 0;
+    int64_t token = 0;  // of the document
+  };
+  Place Find(int64_t token) const;
+  // `count` tokens from token `first` of the data set on, over the ends of documents and of the
+  // data set, added to the end of `out`.
+  Status ReadOn(int64_t first, int64_t count, TokenSpan* out) const;
   // Tokens begin .. begin + count - 1 of a document, added to the end of `out`.
   Status Read(int64_t document, int64_t begin, int64_t count, TokenSpan* out) const;
 

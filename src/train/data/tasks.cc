@@ -35,21 +35,14 @@ std::string VariableName(Draw& draw) {
 
 Result<std::vector<int32_t>> DataSetHaystack::Take(int64_t count, Draw& draw) const {
   TokenSpan span;
-  int64_t document = draw.Below(set_.num_documents());
-  int64_t begin = draw.Below(set_.Length(document));
-  while (Size(span) < count) {
-    const int64_t n = std::min(count - Size(span), set_.Length(document) - begin);
-    MM01_RETURN_IF_ERROR(set_.Read(document, begin, n, &span));
-    document = (document + 1) % set_.num_documents();
-    begin = 0;
-  }
+  MM01_RETURN_IF_ERROR(set_.ReadOn(draw.Below(set_.info().num_tokens), count, &span));
   return std::move(span.ids);
 }
 
 Result<TokenSpan> TaskMaker::Encode(const std::string& text, bool counted) const {
   TokenSpan span;
   MM01_ASSIGN_OR_RETURN(span.ids, tokenizer_.Encode(text, Tokenizer::Special::kAsText));
-  span.counted.assign(span.ids.size(), counted || !spec_.answers_only);
+  span.counted.assign(span.ids.size(), counted || spec_.loss == TaskLoss::kAll);
   return span;
 }
 
@@ -162,7 +155,7 @@ Result<TokenSpan> TaskMaker::Strew(Draw& draw, const std::vector<Item>& items,
   int64_t done = 0;
   const auto fill = [&](int64_t until) {
     sample.ids.insert(sample.ids.end(), hay.ids.begin() + done, hay.ids.begin() + until);
-    sample.counted.resize(sample.ids.size(), spec_.answers_only ? 0 : 1);
+    sample.counted.resize(sample.ids.size(), spec_.loss == TaskLoss::kAnswers ? 0 : 1);
     done = until;
   };
   for (const Place& place : places) {

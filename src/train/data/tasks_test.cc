@@ -108,9 +108,44 @@ TEST_F(Tasks, KeysThatDoNotFitAreLeftOut) {
 }
 
 TEST_F(Tasks, LossOfAllCountsAll) {
-  const TaskSpec spec{.name = "n", .answers_only = false};
+  const TaskSpec spec{.name = "n", .loss = TaskLoss::kAll};
   const TokenSpan span = Make(spec, 1, 400);
   EXPECT_EQ(std::count(span.counted.begin(), span.counted.end(), 1), 400);
+}
+
+TEST_F(Tasks, LossOfTextLeavesOutFactsAndQuestions) {
+  const TaskSpec spec{.name = "n", .keys = {2, 2}, .questions = {2, 2}, .loss = TaskLoss::kText};
+  const TokenSpan span = Make(spec, 1, 600);
+  std::vector<int32_t> others;
+  for (size_t i = 0; i < span.ids.size(); ++i) {
+    if (!span.counted[i]) others.push_back(span.ids[i]);
+  }
+  const std::string left_out = tokenizer_.Decode(others);
+  const size_t fact = left_out.find("\nThe special"), question = left_out.find("\nWhat is");
+  EXPECT_EQ(fact, 0u) << left_out;
+  EXPECT_LT(question, left_out.size());
+  EXPECT_EQ(left_out.find("the cat"), std::string::npos) << left_out;
+  TaskSpec answers = spec;
+  answers.loss = TaskLoss::kAnswers;
+  const std::string wanted = Answers(Make(answers, 1, 600));
+  EXPECT_TRUE(Answers(span).ends_with(wanted));
+}
+
+TEST_F(Tasks, HaystacksBeginAtEveryTokenAlike) {
+  const DataSetHaystack haystack(set_);
+  std::vector<int32_t> all;
+  for (int64_t d = 0; d < set_.num_documents(); ++d) {
+    TokenSpan span;
+    ASSERT_TRUE(set_.Read(d, 0, set_.Length(d), &span).ok());
+    all.insert(all.end(), span.ids.begin(), span.ids.end());
+  }
+  for (uint64_t stream = 0; stream < 50; ++stream) {
+    Draw draw(3, stream), same(3, stream);
+    const std::vector<int32_t> hay = haystack.Take(100, draw).value();
+    const auto begin = static_cast<size_t>(same.Below(std::ssize(all)));
+    ASSERT_EQ(hay.size(), 100u);
+    for (size_t i = 0; i < 100; ++i) EXPECT_EQ(hay[i], all[(begin + i) % all.size()]);
+  }
 }
 
 }  // namespace
