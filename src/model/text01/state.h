@@ -62,7 +62,8 @@ class TextState {
   // The way back, into room that was reserved in a slot that has read nothing; Advance then counts
   // the tokens.
   void SetBorder(Queue& queue, int32_t slot, const std::byte* from);
-  void SetPage(Queue& queue, int32_t slot, int64_t index, const std::byte* from);
+  // Of `count` pages from `first` on: from[count * page_bytes()].
+  void SetPages(Queue& queue, int32_t slot, int64_t first, int64_t count, const std::byte* from);
 
   int64_t begin(int32_t slot) const { return sequence(slot).begin; }
   int64_t length(int32_t slot) const { return sequence(slot).length; }
