@@ -99,11 +99,6 @@ bool IsLoopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
 }
 
-// Of a step, which those who write wait for: enough to keep the device busy, and no more.
-int64_t StepRows(Device device) {
-  return device == Device::kCpu ? 512 : 4096;
-}
-
 class ServeRun {
  public:
   explicit ServeRun(const ServeFlags& flags) : flags_(flags), notes_(flags.model.quiet) {}
@@ -134,7 +129,7 @@ class ServeRun {
                                 .kv = KvType(flags_.model.kv).value_or(DefaultKvType(weights)),
                                 .context_tokens = flags_.model.context.value_or(kDefaultContext),
                                 .num_sequences = flags_.sequences,
-                                .chunk_rows = StepRows(device_),
+                                .chunk_rows = ServeStepRows(device_),
                                 .device = device_};
     const int64_t beside = device_ == Device::kCpu ? flags_.snapshot_memory << 20 : 0;
     MM01_ASSIGN_OR_RETURN(const ServePlan plan,
@@ -163,7 +158,7 @@ class ServeRun {
     MM01_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(flags_.model,
                                                        {.context_tokens = kDefaultContext,
                                                         .num_sequences = flags_.sequences,
-                                                        .prefill_rows = StepRows(device_),
+                                                        .prefill_rows = ServeStepRows(device_),
                                                         .on_plan = [](const MemoryPlan&) {}},
                                                        notes_));
     if (model.engine->tokenizer() == nullptr) {
@@ -173,7 +168,7 @@ class ServeRun {
     MM01_ASSIGN_OR_RETURN(
         service_, infer::Service::Start(std::move(model.engine),
                                         {.max_queue = flags_.queue,
-                                         .step_rows = StepRows(device_),
+                                         .step_rows = ServeStepRows(device_),
                                          .snapshot_bytes = flags_.snapshot_memory << 20,
                                          .snapshot_dir = flags_.snapshot_dir.value_or(""),
                                          .snapshot_disk_bytes = flags_.snapshot_disk << 20}));

@@ -55,6 +55,10 @@ std::string ServePlan::ToText() const {
       longest_context > 0 ? FormatCount(longest_context) : "none");
 }
 
+int64_t ServeStepRows(Device device) {
+  return device == Device::kCpu ? 512 : 4096;
+}
+
 Result<ServePlan> PlanServe(const TextConfig& config, const MemoryOptions& options,
                             int64_t snapshot_bytes, int64_t available_bytes) {
   MM01_ASSIGN_OR_RETURN(const MemoryPlan memory, PlanMemory(config, options));

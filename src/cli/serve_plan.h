@@ -21,6 +21,9 @@ struct ServePlan {
   std::string ToText() const;
 };
 
+// Of a step, which those who write wait for: enough to keep the device busy, and no more.
+int64_t ServeStepRows(Device device);
+
 Result<ServePlan> PlanServe(const TextConfig& config, const MemoryOptions& options,
                             int64_t snapshot_bytes, int64_t available_bytes);
 

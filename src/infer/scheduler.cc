@@ -18,7 +18,6 @@ constexpr double kReportSeconds = 0.3;
 constexpr int kMostFetches = 8;  // a file that turns out to be damaged leaves the one before it
 constexpr int64_t kLastBorders = 4;
 constexpr int64_t kWorthWaiting = 4 * kBlock;  // tokens that another request is about to read
-constexpr int64_t kHeadRows = 64;  // of a prompt whose log-probabilities are wanted, at a time
 
 int64_t BorderAt(int64_t position) {
   return position / kBlock * kBlock;
@@ -91,9 +90,13 @@ void Scheduler::FailAll(const Status& status) {
 
 bool Scheduler::Step() {
   Admit();
+  const bool restored = Restore();
   const std::vector<Part> writers = Writers();
-  std::vector<Part> readers = Readers(options_.step_rows - std::ssize(writers));
-  if (writers.empty() && readers.empty()) return false;
+  std::vector<Part> readers = Readers(options_.step_rows - std::ssize(writers), !writers.empty());
+  if (writers.empty() && readers.empty()) {
+    std::erase_if(running_, [](const auto& s) { return s->ended; });
+    return restored;
+  }
   if (on_cpu_) {
     readers.insert(readers.begin(), writers.begin(), writers.end());
   } else {
@@ -187,9 +190,9 @@ void Scheduler::Start(std::unique_ptr<Sequence> s) {
   }
   stats_.prompt_tokens += s->prompt_tokens();
   stats_.cached_tokens += s->cached;
-  s->reported_tokens = s->read;
+  s->reported_tokens = s->cached;
   PlanBorders(*s);
-  s->listener->On(Reading{.done = s->read, .total = s->prompt_tokens(), .cached = s->cached});
+  s->listener->On(Reading{.done = s->cached, .total = s->prompt_tokens(), .cached = s->cached});
   running_.push_back(std::move(s));
 }
 
@@ -204,9 +207,29 @@ void Scheduler::Open(Sequence& s) {
   if (s.request.prompt_logprobs) return;
   const auto found = snapshots_.Find(s.keys, s.prompt_tokens() - least_rows_);
   if (!found) return;
-  Snapshots::Restore(engine_.queue(), state, s.slot, *found);
-  s.read = s.cached = found->position;
+  s.cached = found->position;
+  s.restoring.emplace(found);
   ++stats_.snapshots_hit;
+}
+
+// True where there was something to copy.
+bool Scheduler::Restore() {
+  int64_t most_bytes = options_.restore_bytes;
+  bool any = false;
+  for (const auto& s : running_) {
+    if (!s->restoring) continue;
+    any = true;
+    try {
+      if (s->restoring->Go(engine_.queue(), engine_.state(), s->slot, most_bytes)) {
+        s->restoring.reset();
+        s->read = s->cached;
+      }
+    } catch (const std::exception& error) {
+      Fail(*s, Status(Code::kIo, error.what()));
+    }
+    most_bytes /= 2;  // all together twice as much at most, and a page each
+  }
+  return any;
 }
 
 // Where snapshots of the prompt are taken: at the last border that a repetition of it can use, at
@@ -226,7 +249,7 @@ void Scheduler::PlanBorders(Sequence& s) {
   }
   s.borders.insert(std::min(last, recent_.CommonWith(s.keys) * kBlock));
   s.borders.insert(last);
-  s.borders.erase(s.borders.begin(), s.borders.upper_bound(s.read));
+  s.borders.erase(s.borders.begin(), s.borders.upper_bound(s.cached));
 }
 
 // What a step computes
@@ -239,10 +262,18 @@ std::vector<Scheduler::Part> Scheduler::Writers() const {
   return parts;
 }
 
-std::vector<Scheduler::Part> Scheduler::Readers(int64_t rows) {
+// Softmax layers cost a token more with each one before it: so many rows behind what has been read
+// cost what `rows` cost at the beginning of a prompt.
+int64_t Scheduler::RowsOfEqualWork(const Sequence& s, int64_t rows) const {
+  const double first = PrefillFlops(engine_.config(), 0, kBlock);
+  const double here = PrefillFlops(engine_.config(), s.read, kBlock);
+  return std::max(kBlock, BorderAt(static_cast<int64_t>(static_cast<double>(rows) * first / here)));
+}
+
+std::vector<Scheduler::Part> Scheduler::Readers(int64_t rows, bool others_wait) {
   std::vector<Sequence*> readers;
   for (const auto& s : running_) {
-    if (s->reading()) readers.push_back(s.get());
+    if (s->reading() && !s->restoring) readers.push_back(s.get());
   }
   if (readers.empty()) return {};
   const int64_t share = std::max(kBlock, BorderAt(rows / std::ssize(readers)));
@@ -250,7 +281,7 @@ std::vector<Scheduler::Part> Scheduler::Readers(int64_t rows) {
   // One at least, so that no prompt waits forever.
   for (size_t i = 0; i < readers.size() && (parts.empty() || rows >= kBlock); ++i) {
     Sequence* s = readers[(next_reader_ + i) % readers.size()];
-    parts.push_back({s, ChunkOf(*s, share)});
+    parts.push_back({s, ChunkOf(*s, others_wait ? RowsOfEqualWork(*s, share) : share)});
     rows -= parts.back().rows;
   }
   next_reader_ = (next_reader_ + parts.size()) % readers.size();
@@ -322,48 +353,20 @@ void Scheduler::Compute(const std::vector<Part>& parts) {
 // Of tokens begin + 1 .., which the rows of `hidden` foretell.
 void Scheduler::DescribePrompt(Sequence& s, int64_t begin, const Tensor& hidden) {
   const int64_t rows = std::min(hidden.dim(0), s.prompt_tokens() - 1 - begin);
-  const int64_t vocabulary = engine_.config().vocab_size;
-  const int top = std::max(0, s.request.top_logprobs);
-  for (int64_t at = 0; at < rows; at += kHeadRows) {
-    const int64_t n = std::min(kHeadRows, rows - at);
-    std::vector<float> logits(static_cast<size_t>(n * vocabulary));
-    LogitsToHost(engine_.model(), hidden.Rows(at, at + n), logits);
-    std::vector<TokenInfo> infos(static_cast<size_t>(n));
-    engine_.queue().pool().ParallelFor(n, [&](int64_t i, int) {
-      const auto row = std::span(logits).subspan(static_cast<size_t>(i * vocabulary),
-                                                 static_cast<size_t>(vocabulary));
-      const int32_t token = s.tokens[static_cast<size_t>(begin + at + i + 1)];
-      infos[static_cast<size_t>(i)] = Describe(row, token, top);
-    });
-    std::ranges::move(infos, std::back_inserter(s.prompt_logprobs));
-  }
+  const auto tokens =
+      std::span(s.tokens).subspan(static_cast<size_t>(begin + 1), static_cast<size_t>(rows));
+  auto infos = DescribeTokens(engine_, hidden.Rows(0, rows), tokens, s.request.top_logprobs);
+  std::ranges::move(infos, std::back_inserter(s.prompt_logprobs));
 }
 
 void Scheduler::Draw(const std::vector<Sequence*>& ready, const Tensor& hidden) {
-  const auto vocabulary = static_cast<size_t>(engine_.config().vocab_size);
-  std::vector<float> logits(ready.size() * vocabulary);
-  LogitsToHost(engine_.model(), hidden, logits);
-  std::vector<TokenInfo> infos(ready.size());
-  std::vector<std::exception_ptr> errors(ready.size());
-  const auto draw = [&](size_t i) {
-    const Sequence& s = *ready[i];
-    if (s.request.generate.max_tokens == 0) return;
-    try {
-      const auto row = std::span(logits).subspan(i * vocabulary, vocabulary);
-      infos[i] = DrawNextToken(s.request, s.tokens, row);
-    } catch (...) {
-      errors[i] = std::current_exception();
-    }
-  };
-  // Filters belong to this thread.
-  engine_.queue().pool().ParallelFor(std::ssize(ready), [&](int64_t i, int) {
-    if (!ready[static_cast<size_t>(i)]->request.filter) draw(static_cast<size_t>(i));
-  });
+  std::vector<infer::Draw> draws;
+  for (const Sequence* s : ready) draws.push_back({.request = s->request, .tokens = s->tokens});
+  DrawNextTokens(engine_, hidden, draws);
   for (size_t i = 0; i < ready.size(); ++i) {
     try {
-      if (ready[i]->request.filter) draw(i);
-      if (errors[i]) std::rethrow_exception(errors[i]);
-      Accept(*ready[i], std::move(infos[i]));
+      if (draws[i].error) std::rethrow_exception(draws[i].error);
+      Accept(*ready[i], std::move(draws[i].info));
     } catch (const std::exception& error) {  // of this request alone
       if (!ready[i]->ended) Fail(*ready[i], Status(Code::kIo, error.what()));
     }

@@ -6,9 +6,12 @@
 //            snapshot of its prompt, in memory or on disk, but reads at least its last token, whose
 //            logits it needs. One whose prompt begins like one that is being read waits until that
 //            part is read.
-// Prompts    Readers share the rows that writers leave. Their chunks end on the grid of 64, and at
-//            every position where a snapshot is to be taken: the request's borders, where it parts
-//            from earlier prompts, every so many tokens, and the last border of the prompt.
+// Restoring  A snapshot goes into its slot a part in each step: others write on meanwhile.
+// Prompts    Readers share the rows that writers leave. While somebody writes, these are fewer the
+//            further a prompt has been read, so that a step takes no longer. Their chunks end on
+//            the grid of 64, and at every position where a snapshot is to be taken: the request's
+//            borders, where it parts from earlier prompts, every so many tokens, and the last
+//            border of the prompt.
 // Bits       On the CPU a row's numbers depend on its sequence alone, so readers and writers go
 //            together, and what was written is as good for snapshots as what was read. On a GPU a
 //            call with few rows a sequence takes other kernels: writers and readers are calls of
@@ -61,9 +64,11 @@ class Scheduler {
   void Start(std::unique_ptr<Sequence> s);
   void Open(Sequence& s);
   void PlanBorders(Sequence& s);
+  bool Restore();
 
   std::vector<Part> Writers() const;
-  std::vector<Part> Readers(int64_t rows);
+  std::vector<Part> Readers(int64_t rows, bool others_wait);
+  int64_t RowsOfEqualWork(const Sequence& s, int64_t rows) const;
   int64_t ChunkOf(const Sequence& s, int64_t rows) const;
   void Run(const std::vector<Part>& parts);
   void Compute(const std::vector<Part>& parts);

@@ -5,12 +5,14 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
 
 #include "infer/prefix_keys.h"
 #include "infer/service.h"
+#include "infer/snapshots.h"
 #include "infer/text_stream.h"
 
 namespace mm01::infer {
@@ -50,12 +52,13 @@ struct Sequence {
   std::vector<PrefixKey> keys;  // of the whole blocks of the prompt
   TextStream text;
 
-  int32_t slot = -1;          // of the state, while it runs
-  bool ended = false;         // its listener has heard its last
-  int64_t read = 0;           // tokens that the state holds
-  int num_fetches = 0;        // of snapshots on disk
-  int64_t cached = 0;         // of these, taken from a snapshot
-  std::set<int64_t> borders;  // still ahead, where snapshots are to be taken
+  int32_t slot = -1;                   // of the state, while it runs
+  bool ended = false;                  // its listener has heard its last
+  int64_t read = 0;                    // tokens that the state holds
+  std::optional<Restoring> restoring;  // while a snapshot is copied into the slot
+  int num_fetches = 0;                 // of snapshots on disk
+  int64_t cached = 0;                  // of these, taken from a snapshot
+  std::set<int64_t> borders;           // still ahead, where snapshots are to be taken
   std::vector<TokenInfo> prompt_logprobs;
 
   Clock::time_point submitted = Clock::now(), admitted, prompt_read;

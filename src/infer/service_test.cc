@@ -68,6 +68,25 @@ class ServiceTest : public testing::Test {
     return client;
   }
   Heard Run(Request request) { return Submit(std::move(request))->Wait(); }
+  // Beside a request that writes a token in each step: how many, until the prompt has been read.
+  std::pair<Heard, size_t> RunBesideAWriter(Request request) {
+    Request endless = Ask(20, 1, 200);
+    endless.generate.ignore_end = true;
+    const auto writer = std::make_shared<Client>(), client = std::make_shared<Client>();
+    size_t written = 0, at_start = 0, at_end = 0;  // of the engine's thread
+    writer->on_event = [&](const Event& event) { written += std::holds_alternative<Wrote>(event); };
+    client->on_event = [&](const Event& event) {
+      if (std::holds_alternative<Reading>(event) && at_start == 0) at_start = written;
+      if (std::holds_alternative<PromptRead>(event)) at_end = written;
+    };
+    const Service::Id id = *service_->Submit(std::move(endless), writer);
+    writer->WaitForTokens(2);
+    Check(service_->Submit(std::move(request), client).ok(), "the request fits");
+    const Heard heard = client->Wait();
+    service_->Cancel(id);
+    writer->Wait();
+    return {heard, at_end - at_start};
+  }
   // By a session, which serves nobody else.
   GenerateResult Alone(const Request& request) {
     if (!alone_) alone_ = LoadEngine(1, 2048);
@@ -304,6 +323,41 @@ TEST_F(ServiceTest, ARequestThatCannotBeServedIsRefusedWithTheReason) {
   EXPECT_EQ(full.message(), "the queue is full: 0 requests wait, at most 0 may");
   EXPECT_EQ(service_->stats().refused, 9);
   EXPECT_EQ(service_->stats().submitted, 0);
+}
+
+// A page in each step, here.
+TEST_F(ServiceTest, OthersWriteOnWhileASnapshotIsCopiedIntoItsSlot) {
+  StartService(2, {.restore_bytes = 1});
+  const Request request = Ask(500, 5);
+  const Heard first = Run(Copy(request));
+  const auto [second, steps] = RunBesideAWriter(Copy(request));
+  EXPECT_EQ(second.done->usage.cached_tokens, 448);
+  EXPECT_EQ(second.tokens, first.tokens);
+  EXPECT_GE(steps, 448u / 64);
+  ExpectNothingHeld();
+}
+
+TEST_F(ServiceTest, WhileOthersWriteAPromptIsReadInChunksOfEqualWork) {
+  StartService(2, {.step_rows = 257});
+  const Request request = Ask(500, 5);
+  const auto [heard, steps] = RunBesideAWriter(Copy(request));
+  EXPECT_GE(steps, 3u) << "chunks of 256 would take two";
+  EXPECT_EQ(heard.tokens, Alone(request).tokens);
+}
+
+TEST_F(ServiceTest, ARequestMayGoWhileItsSnapshotIsCopied) {
+  StartService(1, {.restore_bytes = 1});
+  const Request request = Ask(500, 5);
+  Run(Copy(request));
+  const auto client = std::make_shared<Client>();
+  client->Hold();
+  const Service::Id id = *service_->Submit(Copy(request), client);
+  client->WaitForStart();
+  service_->Cancel(id);
+  client->Release();
+  EXPECT_EQ(client->Wait().done->finish, Finish::kCancelled);
+  EXPECT_EQ(Run(Copy(request)).tokens, Alone(request).tokens);
+  ExpectNothingHeld();
 }
 
 TEST_F(ServiceTest, LogprobsAreThoseOfTheModel) {

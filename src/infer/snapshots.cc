@@ -9,6 +9,7 @@ namespace mm01::infer {
 namespace {
 
 constexpr int64_t kBlock = kLightningBlock;
+constexpr int64_t kPagesAtOnce = 16;  // through scratch memory of a GPU
 
 size_t KeyIndex(int64_t position) {
   return static_cast<size_t>(position / kBlock - 1);
@@ -16,11 +17,16 @@ size_t KeyIndex(int64_t position) {
 
 }  // namespace
 
-const std::byte* Snapshot::Page(int64_t index, int64_t page_bytes) const {
+const Segment& Snapshot::SegmentOf(int64_t index) const {
   const auto s = std::ranges::upper_bound(segments, index * kBlock, {},
                                           [](const auto& segment) { return segment->end; });
   Check(s != segments.end(), "the snapshot has no such page");
-  return (*s)->pages.data() + (index - (*s)->begin / kBlock) * page_bytes;
+  return **s;
+}
+
+const std::byte* Snapshot::Page(int64_t index, int64_t page_bytes) const {
+  const Segment& segment = SegmentOf(index);
+  return segment.pages.data() + (index - segment.begin / kBlock) * page_bytes;
 }
 
 Snapshots::Snapshots(const TextState& state, int64_t budget_bytes)
@@ -103,19 +109,28 @@ std::shared_ptr<const Snapshot> Snapshots::Take(Queue& queue, const TextState& s
   return snapshot;
 }
 
-void Snapshots::Restore(Queue& queue, TextState& state, int32_t slot, const Snapshot& snapshot) {
-  state.SetBorder(queue, slot, snapshot.border.data());
-  for (int64_t page = 0; page < snapshot.position / kBlock; ++page) {
-    state.SetPage(queue, slot, page, snapshot.Page(page, state.page_bytes()));
-  }
-  state.Advance(slot, snapshot.position);
-}
-
 int64_t Snapshots::Interval(int64_t num_tokens, int64_t wanted) const {
   const int64_t most =
       std::max<int64_t>(1, budget_bytes_ / 4 / std::max<int64_t>(1, border_bytes_));
   const int64_t least = (num_tokens + most - 1) / most;
   return (std::max(wanted, least) + kBlock - 1) / kBlock * kBlock;
+}
+
+bool Restoring::Go(Queue& queue, TextState& state, int32_t slot, int64_t most_bytes) {
+  const int64_t page_bytes = state.page_bytes(), end = snapshot_->position / kBlock;
+  if (page_bytes == 0) next_page_ = end;
+  for (int64_t left = page_bytes > 0 ? std::max<int64_t>(1, most_bytes / page_bytes) : 0;
+       left > 0 && next_page_ < end;) {
+    const Segment& segment = snapshot_->SegmentOf(next_page_);
+    const int64_t count = std::min({left, segment.end / kBlock - next_page_, kPagesAtOnce});
+    state.SetPages(queue, slot, next_page_, count, snapshot_->Page(next_page_, page_bytes));
+    next_page_ += count;
+    left -= count;
+  }
+  if (next_page_ < end) return false;
+  state.SetBorder(queue, slot, snapshot_->border.data());
+  state.Advance(slot, snapshot_->position);
+  return true;
 }
 
 }  // namespace mm01::infer

@@ -57,7 +57,8 @@ struct Snapshot {
   CountedBuffer border;                                  // TextState::CopyBorder
   std::vector<std::shared_ptr<const Segment>> segments;  // end to end, from 0 to `position`
 
-  // Of the page of tokens 64 index .. 64 index + 63.
+  // The one with page `index`, of tokens 64 index .. 64 index + 63.
+  const Segment& SegmentOf(int64_t index) const;
   const std::byte* Page(int64_t index, int64_t page_bytes) const;
 };
 
@@ -73,8 +74,6 @@ class Snapshots {
   // pages since the last snapshot of the same text.
   std::shared_ptr<const Snapshot> Take(Queue& queue, const TextState& state, int32_t slot,
                                        std::span<const PrefixKey> keys);
-  // Makes an empty slot with enough room stand where the snapshot does.
-  static void Restore(Queue& queue, TextState& state, int32_t slot, const Snapshot& snapshot);
 
   // Room for a snapshot that is read from a file: S, and a segment from `begin` to `end`. Null if
   // it does not fit. `before` is in memory and ends at `begin`, or is null for begin 0.
@@ -105,6 +104,21 @@ class Snapshots {
   std::shared_ptr<std::atomic<int64_t>> bytes_ = std::make_shared<std::atomic<int64_t>>(0);
   uint64_t clock_ = 0;
   int64_t taken_ = 0, evicted_ = 0;
+};
+
+// The way back of a snapshot into an empty slot with enough room, a part at a time: gigabytes take
+// seconds, in which others want their next token.
+class Restoring {
+ public:
+  explicit Restoring(std::shared_ptr<const Snapshot> snapshot) : snapshot_(std::move(snapshot)) {}
+
+  // Copies pages of about `most_bytes`, one at least. True when the slot stands where the snapshot
+  // does.
+  bool Go(Queue& queue, TextState& state, int32_t slot, int64_t most_bytes);
+
+ private:
+  std::shared_ptr<const Snapshot> snapshot_;
+  int64_t next_page_ = 0;
 };
 
 }  // namespace mm01::infer

@@ -112,7 +112,11 @@ TEST_F(SnapshotsTest, ASequenceGoesOnFromASnapshotToTheBit) {
   const int32_t other = Open(300);
   Read(other, TinyTokens(300, 96, 2));
   const int32_t again = Open(300);
-  Snapshots::Restore(engine_->queue(), engine_->state(), again, *found);
+  Restoring restoring(found);
+  EXPECT_FALSE(restoring.Go(engine_->queue(), engine_->state(), again, 1)) << "a page each";
+  EXPECT_FALSE(restoring.Go(engine_->queue(), engine_->state(), again, page_));
+  EXPECT_EQ(engine_->state().length(again), 0);
+  EXPECT_TRUE(restoring.Go(engine_->queue(), engine_->state(), again, page_));
   EXPECT_EQ(engine_->state().length(again), 192);
   EXPECT_EQ(Read(again, std::span(tokens).subspan(192)), wanted);
 }

@@ -163,7 +163,7 @@ void TextState::WriteBorder(Queue& queue, int32_t slot, const std::byte* from) {
   }
 }
 
-// A page is many small pieces. To and from a GPU they go as one.
+// A page is many small pieces. To and from a GPU they go as one, and many pages too.
 void TextState::CopyPage(Queue& queue, int32_t slot, int64_t index, std::byte* out) const {
   Check((index + 1) * kKvPage <= length(slot), "the page is not full");
   if (page_bytes_ == 0) return;
@@ -178,19 +178,22 @@ void TextState::CopyPage(Queue& queue, int32_t slot, int64_t index, std::byte* o
   if (!on_cpu) queue.CopyToHost(out, gathered, page_bytes_);
 }
 
-void TextState::SetPage(Queue& queue, int32_t slot, int64_t index, const std::byte* from) {
+void TextState::SetPages(Queue& queue, int32_t slot, int64_t first, int64_t count,
+                         const std::byte* from) {
   Check(length(slot) == 0, "a copy goes into an empty slot");
   if (page_bytes_ == 0) return;
   Scratch scratch(queue);
   const std::byte* at = from;
   if (queue.device() != Device::kCpu) {
-    auto* gathered = scratch.Get<std::byte>(page_bytes_);
-    queue.CopyToDevice(gathered, from, page_bytes_);
+    auto* gathered = scratch.Get<std::byte>(count * page_bytes_);
+    queue.CopyToDevice(gathered, from, count * page_bytes_);
     at = gathered;
   }
-  for (const Piece& piece : PagePieces(slot, index)) {
-    queue.CopyOnDevice(piece.data, at, piece.bytes);
-    at += piece.bytes;
+  for (int64_t index = first; index < first + count; ++index) {
+    for (const Piece& piece : PagePieces(slot, index)) {
+      queue.CopyOnDevice(piece.data, at, piece.bytes);
+      at += piece.bytes;
+    }
   }
 }
 

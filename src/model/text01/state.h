@@ -65,7 +65,8 @@ class TextState {
   // Forgets the newest tokens back to a border of the grid at which CopyBorder made this copy; at 0
   // none is needed.
   void Rewind(Queue& queue, int32_t slot, int64_t border, const std::byte* from);
-  void SetPage(Queue& queue, int32_t slot, int64_t index, const std::byte* from);
+  // Of `count` pages from `first` on: from[count * page_bytes()].
+  void SetPages(Queue& queue, int32_t slot, int64_t first, int64_t count, const std::byte* from);
 
   int64_t begin(int32_t slot) const { return sequence(slot).begin; }
   int64_t length(int32_t slot) const { return sequence(slot).length; }
