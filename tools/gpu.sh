@@ -45,6 +45,8 @@ compare() {  # compare FOLDER TOLERANCE: a model in float32 against its referenc
 }
 compare tests/goldens/text-tiny 1e-4
 compare tests/goldens/text-128 1e-4
+step "compare gradients" "$build/mm01" compare tests/goldens/text-tiny \
+  tests/goldens/text-tiny/reference.safetensors --gradients --device cuda --tolerance 1e-4 --quiet
 needs "$nano" "the whole book" "$build/mm01" generate "$nano" --device cuda \
   --prompt-file data/the-iron-heel.txt --max-tokens 64 --seed 1
 if [[ -e $build/infer_cuda_test ]]; then

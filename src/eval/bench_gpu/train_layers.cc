@@ -92,7 +92,7 @@ class Layers {
     const std::vector<double> x = row(x_), d_out = row(d_out_);
     const int64_t d = config_.hidden_size, f = config_.ffn_size;
     std::vector<double> gate = Product(x, f, false), hidden(gate.size());
-    // w1, w2 and w3 begin with the same numbers, so w1 = w3.
+    // w1 and w3 begin with the same numbers, so w1 = w3.
     for (size_t i = 0; i < gate.size(); ++i) hidden[i] = gate[i] * Silu(gate[i]);
     const std::vector<double> d_hidden = Product(d_out, f, true);
     std::vector<double> d_gate;
@@ -160,11 +160,19 @@ class Layers {
       queue_.CopyOnDevice(data + n, data, std::min(kPeriod, to.size() - n) * 2);
     }
   }
-  TrainTensor Matrix(int64_t n, int64_t k) {
+  // Matrices that all begin with the same numbers, one above the other.
+  TrainTensor Stack(std::initializer_list<int64_t> rows, int64_t k) {
+    int64_t n = 0;
+    for (const int64_t r : rows) n += r;
     TrainTensor t{.value = {}, .gradient = New(kBF16, {n, k}), .weight = New(kBF16, {n, k})};
-    Repeat(small_, t.weight);
+    int64_t at = 0;
+    for (const int64_t r : rows) {
+      Repeat(small_, t.weight.Rows(at, at + r));
+      at += r;
+    }
     return t;
   }
+  TrainTensor Matrix(int64_t n, int64_t k) { return Stack({n}, k); }
   TrainTensor Ones(int64_t n) {
     const std::vector<float> ones(static_cast<size_t>(n), 1.0f);
     const Tensor value = Place(DType::kF32, ones.data(), {n});
@@ -180,15 +188,13 @@ class Layers {
     l.mlp_norm = Ones(d);
     l.out = Matrix(d, width);
     if (kind == LayerKind::kLightning) {
-      l.qkv = Matrix(3 * width, d);
-      l.gate = Matrix(width, d);
+      l.inputs = Stack({3 * width, width}, d);
       l.norm = Ones(width);
       const std::vector<float> slope = LightningSlopes(SlopeRule::kOriginal, c.num_heads, 0, 80);
       l.slope = Place(DType::kF32, slope.data(), {c.num_heads});
     } else {
-      l.q = Matrix(width, d);
-      l.k = Matrix(c.num_kv_heads * c.head_dim, d);
-      l.v = Matrix(c.num_kv_heads * c.head_dim, d);
+      const int64_t kv_width = c.num_kv_heads * c.head_dim;
+      l.inputs = Stack({width, kv_width, kv_width}, d);
     }
     l.router = Matrix(c.num_experts, d);
     std::vector<float> router;
@@ -197,7 +203,10 @@ class Layers {
     }
     l.router.value = Place(DType::kF32, router.data(), {c.num_experts, d});
     for (int64_t e = 0; e < c.num_experts; ++e) {
-      l.experts.push_back({Matrix(c.ffn_size, d), Matrix(d, c.ffn_size), Matrix(c.ffn_size, d)});
+      TrainExpert expert;
+      expert.w2 = Matrix(d, c.ffn_size);
+      expert.w13 = Stack({c.ffn_size, c.ffn_size}, d);
+      l.experts.push_back(expert);
     }
     return l;
   }

@@ -112,11 +112,9 @@ class Trainer final : public TrainerModel {
   }
 
   void Norm(const Tensor& x, const TrainTensor& weight, const Tensor& out) {
-    AddNorm(queue_, {.x = x,
-                     .weight = weight.value,
-                     .eps = static_cast<float>(config_.norm_eps),
-                     .sum = x,
-                     .out = out});
+    AddNorm(
+        queue_,
+        {.x = x, .weight = weight.value, .eps = static_cast<float>(config_.norm_eps), .out = out});
   }
 
   const Residual& AttentionResidual(LayerKind kind) const {

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "base/check.h"
 #include "device/queue.h"
 #include "kernels/moe/moe_backward.h"
 #include "model/text01/config.h"
@@ -17,18 +18,35 @@ namespace mm01 {
 // What a layer keeps from the forward pass, for at most max_tokens rows: views of one buffer.
 struct KeptLayer {
   Tensor before_attention, before_mlp;  // [T, D]      the residual before each norm
+  Tensor inputs;                        // what `inputs` of the layer gives; these are its columns:
   Tensor qkv, gate;                     // lightning: [T, 3 H K] before SiLU, [T, H K]
   Tensor q, k, v;                       // softmax: [T, H K], [T, G K], after RoPE
   Tensor lse;                           // softmax: [T, H]
   Tensor attended;                      // [T, H K]    what attention gave
   Tensor logits;                        // [T, E]      of the router
-  Tensor expert_gate, expert_up;        // [T k, F]    products of w1 and w3, by expert
+  Tensor expert_inputs;                 // [T k, 2 F]  products of w13, by expert
   DispatchRoom room;                    // [T, k]      which row is whose
   TrainDispatch dispatch;               //             in `room`
 
   // The first rows of everything: [rows, *], and [rows k, *] for the experts'.
   KeptLayer Rows(int64_t rows) const;
 };
+
+// Columns begin .. end-1 of a matrix.
+inline Tensor Columns(const Tensor& m, int64_t begin, int64_t end) {
+  Check(m.rank == 2 && 0 <= begin && begin <= end && end <= m.dim(1), "columns out of range");
+  Tensor t = m;
+  if (!m.empty()) t.data = static_cast<std::byte*>(m.data) + begin * SizeOf(m.dtype);
+  t.shape[1] = end - begin;
+  return t;
+}
+
+// The heads of rows [T, H K] side by side: [T, H, K].
+inline Tensor ByHead(const Tensor& rows, int64_t head_dim) {
+  Tensor t(rows.dtype, rows.data, {rows.dim(0), rows.dim(1) / head_dim, head_dim});
+  t.stride[0] = rows.stride[0];
+  return t;
+}
 
 // What all layers of one pass share.
 struct TrainPass {
@@ -50,6 +68,10 @@ void SoftmaxForward(const TrainPass& pass, const TrainLayer& layer, const KeptLa
                     const Tensor& x, const Tensor& out);
 void SoftmaxBackwardBlock(const TrainPass& pass, const TrainLayer& layer, const KeptLayer& kept,
                           const Tensor& x, const Tensor& d_out, const Tensor& d_x);
+
+// Of the product that gave kept.inputs, for both kinds.
+void InputsBackward(const TrainPass& pass, const TrainLayer& layer, const Tensor& x,
+                    const Tensor& d_inputs, const Tensor& d_x);
 
 // Experts, or the dense FFN where the model has none. Sets kept.dispatch.
 void MlpForward(const TrainPass& pass, const TrainLayer& layer, KeptLayer& kept, const Tensor& x,

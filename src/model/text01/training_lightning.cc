@@ -16,10 +16,6 @@ Tensor Third(const Tensor& fused, const TextConfig& c, int64_t i) {
   return t;
 }
 
-Tensor ByHead(const Tensor& rows, const TextConfig& c) {
-  return Tensor(rows.dtype, rows.data, {rows.dim(0), c.num_heads, c.head_dim});
-}
-
 void NormOfAttended(const TrainPass& p, const TrainLayer& layer, const KeptLayer& kept,
                     const Tensor& out) {
   GatedNorm(p.queue, {.x = kept.attended,
@@ -37,16 +33,14 @@ void LightningForward(const TrainPass& p, const TrainLayer& layer, const KeptLay
   Scratch scratch(p.queue);
   const Tensor fused = scratch.GetRows(p.type, p.rows, kept.qkv.dim(1));
   const Tensor normed = scratch.GetRows(p.type, p.rows, kept.attended.dim(1));
-  MatMulMany(p.queue, std::vector<MatMulArgs>{
-                          {.a = x, .b = layer.qkv.weight, .c = kept.qkv, .transpose_b = true},
-                          {.a = x, .b = layer.gate.weight, .c = kept.gate, .transpose_b = true}});
+  MatMul(p.queue, {.a = x, .b = layer.inputs.weight, .c = kept.inputs, .transpose_b = true});
   SiluOf(p.queue, {.x = kept.qkv, .out = fused});
   LightningPass(p.queue, {.q = Third(fused, p.config, 0),
                           .k = Third(fused, p.config, 1),
                           .v = Third(fused, p.config, 2),
                           .slope = layer.slope,
                           .cu_seqlens = p.cu_seqlens,
-                          .out = ByHead(kept.attended, p.config)});
+                          .out = ByHead(kept.attended, p.config.head_dim)});
   NormOfAttended(p, layer, kept, normed);
   MatMul(p.queue, {.a = normed, .b = layer.out.weight, .c = out, .transpose_b = true});
 }
@@ -56,10 +50,11 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
   const int64_t width = kept.attended.dim(1);
   Scratch scratch(p.queue);
   const Tensor fused = scratch.GetRows(p.type, p.rows, 3 * width);
-  const Tensor d_fused = scratch.GetRows(p.type, p.rows, 3 * width);
+  const Tensor d_inputs = scratch.GetRows(p.type, p.rows, 4 * width);
+  const Tensor d_fused = Columns(d_inputs, 0, 3 * width);
+  const Tensor d_gate = Columns(d_inputs, 3 * width, 4 * width);
   const Tensor normed = scratch.GetRows(p.type, p.rows, width);
   const Tensor d_attended = scratch.GetRows(p.type, p.rows, width);
-  const Tensor d_gate = scratch.GetRows(p.type, p.rows, width);
 
   NormOfAttended(p, layer, kept, normed);
   MatMulMany(
@@ -81,17 +76,12 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
                               .v = Third(fused, p.config, 2),
                               .slope = layer.slope,
                               .cu_seqlens = p.cu_seqlens,
-                              .d_out = ByHead(d_attended, p.config),
+                              .d_out = ByHead(d_attended, p.config.head_dim),
                               .dq = Third(d_fused, p.config, 0),
                               .dk = Third(d_fused, p.config, 1),
                               .dv = Third(d_fused, p.config, 2)});
   SiluBackward(p.queue, {.x = kept.qkv, .d_out = d_fused, .d_x = d_fused});
-  MatMulMany(p.queue,
-             std::vector<MatMulArgs>{
-                 {.a = d_fused, .b = x, .c = layer.qkv.gradient, .transpose_a = true, .add = true},
-                 {.a = d_gate, .b = x, .c = layer.gate.gradient, .transpose_a = true, .add = true},
-                 {.a = d_fused, .b = layer.qkv.weight, .c = d_x}});
-  MatMul(p.queue, {.a = d_gate, .b = layer.gate.weight, .c = d_x, .add = true});
+  InputsBackward(p, layer, x, d_inputs, d_x);
 }
 
 }  // namespace mm01

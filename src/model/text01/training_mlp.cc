@@ -50,14 +50,13 @@ void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, co
     GatherRows(p.queue, kept.dispatch, x, in);
   }
   const Tensor hidden = scratch.GetRows(p.type, rows, ffn);
-  const Tensor gate = kept.expert_gate.Rows(0, rows), up = kept.expert_up.Rows(0, rows);
+  const Tensor inputs = kept.expert_inputs.Rows(0, rows);
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back(
-        {.a = groups.Of(e, in), .b = w.w1.weight, .c = groups.Of(e, gate), .transpose_b = true});
-    products.push_back(
-        {.a = groups.Of(e, in), .b = w.w3.weight, .c = groups.Of(e, up), .transpose_b = true});
+        {.a = groups.Of(e, in), .b = w.w13.weight, .c = groups.Of(e, inputs), .transpose_b = true});
   });
-  SwiGluOf(p.queue, {.gate = gate, .up = up, .out = hidden});
+  SwiGluOf(p.queue,
+           {.gate = Columns(inputs, 0, ffn), .up = Columns(inputs, ffn, 2 * ffn), .out = hidden});
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back({.a = groups.Of(e, hidden),
                         .b = w.w2.weight,
@@ -84,13 +83,14 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
     GatherRows(p.queue, kept.dispatch, a.d_out, d_results);
   }
   const Tensor hidden = scratch.GetRows(p.type, rows, ffn);
-  const Tensor d_gate = scratch.GetRows(p.type, rows, ffn);
-  const Tensor d_up = scratch.GetRows(p.type, rows, ffn);
+  const Tensor inputs = kept.expert_inputs.Rows(0, rows);
+  const Tensor d_inputs = scratch.GetRows(p.type, rows, 2 * ffn);
+  const Tensor d_gate = Columns(d_inputs, 0, ffn), d_up = Columns(d_inputs, ffn, 2 * ffn);
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back({.a = groups.Of(e, d_results), .b = w.w2.weight, .c = groups.Of(e, d_up)});
   });
-  SwiGluBackward(p.queue, {.gate = kept.expert_gate.Rows(0, rows),
-                           .up = kept.expert_up.Rows(0, rows),
+  SwiGluBackward(p.queue, {.gate = Columns(inputs, 0, ffn),
+                           .up = Columns(inputs, ffn, 2 * ffn),
                            .weight = weight,
                            .d_out = d_up,
                            .d_gate = d_gate,
@@ -106,13 +106,10 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
                           .add = true});
     };
     gradient(d_results, hidden, w.w2);
-    gradient(d_gate, in, w.w1);
-    gradient(d_up, in, w.w3);
-    products.push_back({.a = groups.Of(e, d_gate), .b = w.w1.weight, .c = groups.Of(e, d_in)});
+    gradient(d_inputs, in, w.w13);
   });
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
-    products.push_back(
-        {.a = groups.Of(e, d_up), .b = w.w3.weight, .c = groups.Of(e, d_in), .add = true});
+    products.push_back({.a = groups.Of(e, d_inputs), .b = w.w13.weight, .c = groups.Of(e, d_in)});
   });
   if (!routed) return;
 

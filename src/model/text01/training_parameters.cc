@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <string_view>
 #include <unordered_map>
 
 #include "base/check.h"
@@ -22,8 +24,52 @@ int64_t NumFloats(const WantedTensor& wanted) {
   return n;
 }
 
-int64_t Room(const WantedTensor& wanted) {
-  return (NumFloats(wanted) + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+// Where each tensor begins in the memory, in elements, and the size of all. Matrices that multiply
+// the same rows lie one above the other, so that one product does for them: an expert's w3 comes
+// right behind its w1, k and v behind q, and the gate behind qkv, which is their order anyway.
+struct Places {
+  std::vector<int64_t> first;
+  int64_t floats = 0;
+
+  explicit Places(const std::vector<WantedTensor>& wanted) : first(wanted.size()) {
+    const auto ends = [&](size_t i, std::string_view name) {
+      return i < wanted.size() && wanted[i].name.ends_with(name);
+    };
+    std::vector<bool> placed(wanted.size());
+    const auto place = [&](size_t i) {
+      first[i] = floats;
+      floats += NumFloats(wanted[i]);
+      placed[i] = true;
+    };
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      if (placed[i]) continue;
+      const bool behind = ends(i, "self_attn.output_gate.weight") ||
+                          ends(i, "self_attn.k_proj.weight") || ends(i, "self_attn.v_proj.weight");
+      if (!behind) floats = (floats + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+      place(i);
+      if (ends(i, ".w1.weight") && ends(i + 2, ".w3.weight")) place(i + 2);
+      if (ends(i, "mlp.gate_proj.weight") && ends(i + 1, "mlp.up_proj.weight")) place(i + 1);
+    }
+    floats = (floats + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+  }
+};
+
+// Matrices of as many columns, each beginning where the one above it ends.
+TrainTensor Stack(std::initializer_list<TrainTensor> matrices) {
+  const auto stack = [&](Tensor TrainTensor::*which) {
+    Tensor all = matrices.begin()->*which;
+    all.shape[0] = 0;
+    for (const TrainTensor& t : matrices) {
+      const Tensor& m = t.*which;
+      const auto* const end = static_cast<std::byte*>(all.data) + all.size() * SizeOf(all.dtype);
+      Check(m.data == end && m.dim(1) == all.dim(1), "stacked matrices do not lie side by side");
+      all.shape[0] += m.dim(0);
+    }
+    return all;
+  };
+  return {.value = stack(&TrainTensor::value),
+          .gradient = stack(&TrainTensor::gradient),
+          .weight = stack(&TrainTensor::weight)};
 }
 
 // The tensor that begins `floats` elements into the memory.
@@ -57,24 +103,30 @@ class Builder {
     if (l.kind == LayerKind::kLightning) {
       l.qkv = get("self_attn.qkv_proj");
       l.gate = get("self_attn.output_gate");
+      l.inputs = Stack({l.qkv, l.gate});
       l.norm = get("self_attn.norm");
       l.out = get("self_attn.out_proj");
     } else {
       l.q = get("self_attn.q_proj");
       l.k = get("self_attn.k_proj");
       l.v = get("self_attn.v_proj");
+      l.inputs = Stack({l.q, l.k, l.v});
       l.out = get("self_attn.o_proj");
     }
     if (c_.num_experts == 0) {
-      l.experts.push_back({get("mlp.gate_proj"), get("mlp.down_proj"), get("mlp.up_proj")});
+      l.experts.push_back(Expert(get("mlp.gate_proj"), get("mlp.down_proj"), get("mlp.up_proj")));
       return l;
     }
     l.router = get("block_sparse_moe.gate");
     for (int64_t e = 0; e < c_.num_experts; ++e) {
       const auto matrix = [&](const char* w) { return by_name_.at(ExpertTensorName(i, e, w)); };
-      l.experts.push_back({matrix("w1"), matrix("w2"), matrix("w3")});
+      l.experts.push_back(Expert(matrix("w1"), matrix("w2"), matrix("w3")));
     }
     return l;
+  }
+
+  static TrainExpert Expert(const TrainTensor& w1, const TrainTensor& w2, const TrainTensor& w3) {
+    return {.w1 = w1, .w2 = w2, .w3 = w3, .w13 = Stack({w1, w3})};
   }
 
   const TextConfig& c_;
@@ -150,20 +202,19 @@ void PlaceSlopes(Queue& queue, const TextConfig& c, TrainParameters& p) {
 
 TrainParameters::TrainParameters(Queue& queue, const TextConfig& config, DType products) {
   const std::vector<WantedTensor> wanted = WantedTensors(config);
-  int64_t floats = 0;
-  for (const WantedTensor& w : wanted) floats += Room(w);
-  values = Buffer(floats * SizeOf(DType::kF32), queue.device());
+  const Places places(wanted);
+  values = Buffer(places.floats * SizeOf(DType::kF32), queue.device());
   gradients = Buffer(values.bytes(), queue.device());
   const bool copied = products != DType::kF32;
-  if (copied) copies = Buffer(floats * SizeOf(products), queue.device());
+  if (copied) copies = Buffer(places.floats * SizeOf(products), queue.device());
   std::vector<TrainTensor> tensors;
-  int64_t at = 0;
-  for (const WantedTensor& w : wanted) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const WantedTensor& w = wanted[i];
+    const int64_t at = places.first[i];
     const Tensor value = At(values, DType::kF32, at, w);
     const Tensor gradient = At(gradients, DType::kF32, at, w);
     all.push_back({w.name, value, gradient});
     tensors.push_back({value, gradient, copied ? At(copies, products, at, w) : value});
-    at += Room(w);
   }
   Builder(config, *this, tensors).Build();
   PlaceSlopes(queue, config, *this);

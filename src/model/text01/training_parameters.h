@@ -23,6 +23,7 @@ struct TrainTensor {
 
 struct TrainExpert {
   TrainTensor w1, w2, w3;  // [F, D], [D, F], [F, D]
+  TrainTensor w13;         // [2 F, D]  w1 above w3, the same memory
 };
 
 struct TrainLayer {
@@ -30,6 +31,7 @@ struct TrainLayer {
   TrainTensor input_norm, mlp_norm;  // [D]
   TrainTensor qkv, gate, norm;       // lightning: [3 H K, D], [H K, D], [H K]
   TrainTensor q, k, v;               // softmax: [H K, D], [G K, D], [G K, D]
+  TrainTensor inputs;                // qkv above gate, or q above k above v, the same memory
   TrainTensor out;                   // [D, H K]
   TrainTensor router;                // [E, D]; empty for a dense FFN
   std::vector<TrainExpert> experts;  // one for a dense FFN

@@ -52,12 +52,14 @@ KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
   constexpr const char* kInputs = "inputs of attention (q, k, v, gates)";
   constexpr const char* kOutputs = "outputs of attention";
   if (kind == LayerKind::kLightning) {
-    l.qkv = pieces.Take(kInputs, type, tokens, 3 * width);
-    l.gate = pieces.Take(kInputs, type, tokens, width);
+    l.inputs = pieces.Take(kInputs, type, tokens, 4 * width);
+    l.qkv = Columns(l.inputs, 0, 3 * width);
+    l.gate = Columns(l.inputs, 3 * width, 4 * width);
   } else {
-    l.q = pieces.Take(kInputs, type, tokens, width);
-    l.k = pieces.Take(kInputs, type, tokens, kv_width);
-    l.v = pieces.Take(kInputs, type, tokens, kv_width);
+    l.inputs = pieces.Take(kInputs, type, tokens, width + 2 * kv_width);
+    l.q = Columns(l.inputs, 0, width);
+    l.k = Columns(l.inputs, width, width + kv_width);
+    l.v = Columns(l.inputs, width + kv_width, width + 2 * kv_width);
     l.lse = pieces.Take(kOutputs, DType::kF32, tokens, c.num_heads);
   }
   l.attended = pieces.Take(kOutputs, type, tokens, width);
@@ -72,8 +74,7 @@ KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
     l.room.weight = pieces.Take(kRouting, DType::kF32, 1, rows);
   }
   constexpr const char* kProducts = "first products of the experts";
-  l.expert_gate = pieces.Take(kProducts, type, rows, c.ffn_size);
-  l.expert_up = pieces.Take(kProducts, type, rows, c.ffn_size);
+  l.expert_inputs = pieces.Take(kProducts, type, rows, 2 * c.ffn_size);
   return l;
 }
 
@@ -92,6 +93,7 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
   const auto first = [&](const Tensor& t) { return t.empty() ? t : t.Rows(0, rows); };
   l.before_attention = first(before_attention);
   l.before_mlp = first(before_mlp);
+  l.inputs = first(inputs);
   l.qkv = first(qkv);
   l.gate = first(gate);
   l.q = first(q);
@@ -108,8 +110,7 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
               .token = Tensor(DType::kI32, room.token.data, {routed}),
               .weight = Tensor(DType::kF32, room.weight.data, {routed})};
   }
-  l.expert_gate = expert_gate;  // of as many rows as are routed
-  l.expert_up = expert_up;
+  l.expert_inputs = expert_inputs;  // of as many rows as are routed
   return l;
 }
 
@@ -137,14 +138,14 @@ int64_t WorkingBytes(const TextConfig& c, DType type, Device device, int64_t max
   const auto packed = [&](int64_t m, int64_t n, int64_t k) { return gpu ? 0 : (m + n + 32) * k; };
 
   const int64_t shared = t * (4 * d + c.rotary_dim + 2);
-  const int64_t lightning = 9 * t * width + packed(3 * width, d, t) + packed(width, d, t) +
-                            packed(t, d, 4 * width) + (t / 64 + 1) * width;
-  const int64_t softmax = t * (2 * width + 2 * kv_width) +
-                          std::max((2 * t + 64) * 2 * (width + kv_width) + 2 * t * c.num_heads,
-                                   packed(width, d, t) + 2 * packed(kv_width, d, t) +
-                                       packed(t, d, width + 2 * kv_width));
+  const int64_t lightning =
+      9 * t * width + packed(4 * width, d, t) + packed(t, d, 4 * width) + (t / 64 + 1) * width;
+  const int64_t softmax =
+      t * (2 * width + 2 * kv_width) +
+      std::max((2 * t + 64) * 2 * (width + kv_width) + 2 * t * c.num_heads,
+               packed(width + 2 * kv_width, d, t) + packed(t, d, width + 2 * kv_width));
   const int64_t mlp = rows * (3 * d + 3 * f + 2) + 3 * t * c.num_experts + packed(d, f, rows) +
-                      2 * packed(f, d, rows) + rows * f + 2 * experts * (d + 32) * (f + 32);
+                      packed(2 * f, d, rows) + 2 * rows * f + 2 * experts * (d + 32) * (f + 32);
   const int64_t loss = t * d + (gpu ? 3 : 1) * chunk * c.vocab_size +
                        std::max({packed(chunk, c.vocab_size, d), packed(chunk, d, c.vocab_size),
                                  packed(c.vocab_size, d, chunk)});
