@@ -2,9 +2,12 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
+#include <cstdio>
 #include <ctime>
 #include <filesystem>
 #include <memory>
@@ -27,6 +30,7 @@ constexpr int64_t kDefaultContext = 32768;
 constexpr size_t kMinBodyBytes = 2'000'000;
 constexpr size_t kBodyBytesPerToken = 16;
 constexpr double kDrainSeconds = 25, kCloseSeconds = 3;
+constexpr rlim_t kWantedDescriptors = 8192;
 constexpr int64_t kMaxKeyFileBytes = 1 << 20;
 
 struct ServeFlags {
@@ -37,6 +41,7 @@ struct ServeFlags {
   bool open = false;
   int64_t sequences = 4;
   int64_t queue = 256;
+  int64_t watchdog = 0;            // seconds
   int64_t snapshot_memory = 1024;  // MiB
   int64_t snapshot_disk = 8192;    // MiB
 };
@@ -99,11 +104,20 @@ bool IsLoopback(const std::string& host) {
   return host == "localhost" || host == "::1" || host.starts_with("127.");
 }
 
+// As many connections as the server takes need descriptors, of which shells give 1,024.
+void AllowManyDescriptors() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = std::max(limit.rlim_cur, std::min(limit.rlim_max, kWantedDescriptors));
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 class ServeRun {
  public:
   explicit ServeRun(const ServeFlags& flags) : flags_(flags), notes_(flags.model.quiet) {}
 
   Result<int> Run() {
+    AllowManyDescriptors();
     MM01_RETURN_IF_ERROR(Plan());
     MM01_RETURN_IF_ERROR(Listen());
     MM01_RETURN_IF_ERROR(StartService());
@@ -171,7 +185,9 @@ class ServeRun {
                                          .step_rows = ServeStepRows(device_),
                                          .snapshot_bytes = flags_.snapshot_memory << 20,
                                          .snapshot_dir = flags_.snapshot_dir.value_or(""),
-                                         .snapshot_disk_bytes = flags_.snapshot_disk << 20}));
+                                         .snapshot_disk_bytes = flags_.snapshot_disk << 20,
+                                         .stuck_seconds = static_cast<double>(flags_.watchdog),
+                                         .on_stuck = [this] { EndAsStuck(); }}));
     const auto folder = std::filesystem::weakly_canonical(flags_.model.model).filename().string();
     auto served = server::ServedModelOf(service_->engine(), flags_.name.value_or(folder),
                                         static_cast<int64_t>(std::time(nullptr)));
@@ -179,6 +195,14 @@ class ServeRun {
     http_->set_body_bytes(std::max(kMinBodyBytes, kBodyBytesPerToken * context));
     api_->Serve(*service_, std::move(served));
     return Status::Ok();
+  }
+
+  // The thread that hangs cannot be ended, so the process is: a supervisor starts it again.
+  [[noreturn]] void EndAsStuck() const {
+    std::fputs(fmt::format("mm01: a step has taken {} seconds and does not end\n", flags_.watchdog)
+                   .c_str(),
+               stderr);
+    ::_exit(kExitFailed);
   }
 
   const ServeFlags& flags_;
@@ -206,6 +230,10 @@ void AddServerFlags(Command& command, ServeFlags* flags) {
   command.Whole("--sequences", "N", &flags->sequences, {1, 1 << 16},
                 "requests that are read or written at once");
   command.Whole("--queue", "N", &flags->queue, {0, 1 << 20}, "requests that may wait beside these");
+  command.Whole(
+      "--watchdog", "SECONDS", &flags->watchdog, {0, 1 << 20},
+      "ends the program with exit code 1 where one step takes so long, for a supervisor to "
+      "start it again; 0: never");
   command.Section("Snapshots");
   command.Whole("--snapshot-memory", "MIB", &flags->snapshot_memory, {0, 1 << 30},
                 "memory for states at ends of turns, from where later prompts go on");

@@ -41,7 +41,14 @@ void Grammar::AppendText(std::string_view text, std::vector<int32_t>* alternativ
 
 void Grammar::Finish(int32_t start) {
   start_ = start;
-  for (bool changed = true; changed;) {
+  FindHeights();
+  FindKinds();
+}
+
+// After as many passes all heights up to that number are right, and higher ones are all too high.
+void Grammar::FindHeights() {
+  bool changed = true;
+  for (int pass = 0; pass < kMaxStack && changed; ++pass) {
     changed = false;
     for (Rule& rule : rules_) {
       for (const int32_t begin : rule.alternatives) {
@@ -54,6 +61,19 @@ void Grammar::Finish(int32_t start) {
         rule.height = height;
         changed = true;
       }
+    }
+  }
+}
+
+void Grammar::FindKinds() {
+  for (const ByteClass& bytes : classes_) {
+    std::array<int, 512> part;  // of a kind so far, by whether the class has it
+    part.fill(-1);
+    int num_parts = 0;
+    for (size_t b = 0; b < kinds_.size(); ++b) {
+      int& mine = part[kinds_[b] * 2u + (bytes[b] ? 1 : 0)];
+      if (mine < 0) mine = num_parts++;
+      kinds_[b] = static_cast<uint8_t>(mine);
     }
   }
 }
@@ -73,6 +93,7 @@ void Matcher::Clear() {
   state_ids_.clear();
   state_ids_[{false, {}}] = kDead;
   next_.clear();
+  rows_.clear();
 }
 
 int32_t Matcher::Push(int32_t place, int32_t parent) {
@@ -85,8 +106,7 @@ int32_t Matcher::Push(int32_t place, int32_t parent) {
 // All stacks with a class of bytes on top that `place` on `parent` leads to without a byte.
 void Matcher::Expand(int32_t place, int32_t parent, State* state) {
   const uint64_t key = Pair(place, parent);
-  if (std::find(seen_.begin(), seen_.end(), key) != seen_.end()) return;
-  seen_.push_back(key);
+  if (!seen_.insert(key).second) return;
   const int32_t element = grammar_.elements()[static_cast<size_t>(place)];
   if (element == Grammar::kEnd) {
     if (parent == kEmpty) {
@@ -126,9 +146,20 @@ int32_t Matcher::Intern(State state) {
   return it->second;
 }
 
-int32_t Matcher::Next(int32_t state, uint8_t byte) {
-  const uint64_t key = static_cast<uint64_t>(state) << 8 | byte;
-  if (const auto known = next_.find(key); known != next_.end()) return known->second;
+int32_t Matcher::FindNext(int32_t state, uint8_t byte) {
+  const uint8_t kind = grammar_.kind(byte);
+  const uint64_t key = static_cast<uint64_t>(state) << 8 | kind;
+  State& from = states_[static_cast<size_t>(state)];
+  if (++from.visits == kVisitsForRow) {
+    from.row = static_cast<int32_t>(rows_.size());
+    rows_.emplace_back().fill(kUnknown);
+  }
+  const int32_t row = from.row;
+  const auto keep = [&](int32_t next) {
+    if (row >= 0) rows_[static_cast<size_t>(row)][kind] = next;
+    return next;
+  };
+  if (const auto known = next_.find(key); known != next_.end()) return keep(known->second);
   State next;
   const std::vector<int32_t> stacks = states_[static_cast<size_t>(state)].stacks;
   for (const int32_t id : stacks) {
@@ -138,7 +169,7 @@ int32_t Matcher::Next(int32_t state, uint8_t byte) {
   }
   const int32_t id = Intern(std::move(next));
   next_.emplace(key, id);
-  return id;
+  return keep(id);
 }
 
 int32_t Matcher::Copy(int32_t node, const std::vector<Node>& from) {

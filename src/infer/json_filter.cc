@@ -1,8 +1,10 @@
 #include "infer/json_filter.h"
 
 #include <algorithm>
+#include <bitset>
 #include <limits>
 #include <map>
+#include <optional>
 #include <span>
 #include <utility>
 
@@ -13,12 +15,16 @@
 namespace mm01::infer {
 namespace {
 
-// Tokens as a tree of their bytes, in preorder.
+constexpr size_t kLongestToken = 1000;  // bytes; so deep the tree is walked
+constexpr size_t kLongestPlain = 32;    // characters
+
+// Tokens as a tree of their bytes, in preorder. The last node is none: it ends the one before.
 struct TrieNode {
   uint8_t byte;
-  int32_t depth;                     // of the root's children: 1
-  int32_t skip;                      // the first node behind this one's descendants
-  int32_t tokens_begin, tokens_end;  // that end here, in Trie::tokens
+  uint16_t depth;  // of the root's children: 1
+  int32_t skip;    // the first node behind this one's descendants
+  int32_t
+      tokens_begin;  // those that end here begin, in Trie::tokens; they end with the next node's
 };
 struct Trie {
   std::vector<TrieNode> nodes;
@@ -39,13 +45,52 @@ void Grow(std::span<const Word> words, int32_t depth, Trie* trie) {
     for (; i < end && words[i].first.size() == static_cast<size_t>(depth); ++i) {
       trie->tokens.push_back(words[i].second);
     }
-    trie->nodes.push_back(
-        {static_cast<uint8_t>(byte), depth, 0, first, static_cast<int32_t>(trie->tokens.size())});
+    trie->nodes.push_back({static_cast<uint8_t>(byte), static_cast<uint16_t>(depth), 0, first});
     trie->max_depth = std::max(trie->max_depth, depth);
     Grow(words.subspan(i, end - i), depth + 1, trie);
     trie->nodes[node].skip = static_cast<int32_t>(trie->nodes.size());
     i = end;
   }
+}
+
+Trie MakeTrie(std::vector<Word> words) {
+  std::sort(words.begin(), words.end());
+  Trie trie;
+  Grow(words, 1, &trie);
+  trie.nodes.push_back({0, 0, 0, static_cast<int32_t>(trie.tokens.size())});
+  return trie;
+}
+
+// A set of tokens.
+class TokenSet {
+ public:
+  explicit TokenSet(int64_t size = 0) : words_(static_cast<size_t>((size + 63) / 64)) {}
+
+  void Add(int32_t token) { words_[static_cast<size_t>(token) / 64] |= 1ull << (token % 64); }
+  void Add(const TokenSet& other) {
+    for (size_t i = 0; i < words_.size(); ++i) words_[i] |= other.words_[i];
+  }
+  // What is not in it becomes -infinity.
+  void Mask(std::span<float> logits) const {
+    constexpr float kOut = -std::numeric_limits<float>::infinity();
+    for (size_t begin = 0; begin < logits.size(); begin += 64) {
+      const uint64_t word = begin / 64 < words_.size() ? words_[begin / 64] : 0;
+      const auto part = logits.subspan(begin, std::min<size_t>(64, logits.size() - begin));
+      if (word == 0) {
+        std::fill(part.begin(), part.end(), kOut);
+      } else if (word != ~0ull) {
+        for (size_t i = 0; i < part.size(); ++i) part[i] = (word >> i & 1) != 0 ? part[i] : kOut;
+      }
+    }
+  }
+
+ private:
+  std::vector<uint64_t> words_;
+};
+
+size_t CountCharacters(std::string_view text) {
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
 // Text that stays inside a string of JSON, whatever stands around it.
@@ -64,28 +109,28 @@ class TokenTrie {
   const Tokenizer& tokenizer;
   int64_t vocab_size = 0;
   Trie all, not_plain;
-  std::vector<int32_t> plain;
+  std::vector<TokenSet> plain;  // [n]: of at most n characters, which are plain
 };
 
 std::shared_ptr<const TokenTrie> MakeTokenTrie(const Tokenizer& tokenizer, int64_t vocab_size) {
-  constexpr size_t kLongest = 1000;  // so deep the tree is walked
   auto out = std::make_shared<TokenTrie>(tokenizer);
   out->vocab_size = vocab_size;
+  out->plain.assign(kLongestPlain + 1, TokenSet(vocab_size));
   std::vector<Word> all, not_plain;
   for (int32_t id = 0; id < std::min(vocab_size, tokenizer.size()); ++id) {
     const std::string& bytes = tokenizer.Bytes(id);
-    if (bytes.empty() || bytes.size() > kLongest || tokenizer.IsSpecial(id)) continue;
+    if (bytes.empty() || bytes.size() > kLongestToken || tokenizer.IsSpecial(id)) continue;
     all.emplace_back(bytes, id);
-    if (IsPlain(bytes)) {
-      out->plain.push_back(id);
+    const size_t characters = CountCharacters(bytes);
+    if (IsPlain(bytes) && characters <= kLongestPlain) {
+      out->plain[characters].Add(id);
     } else {
       not_plain.emplace_back(bytes, id);
     }
   }
-  std::sort(all.begin(), all.end());
-  std::sort(not_plain.begin(), not_plain.end());
-  Grow(all, 1, &out->all);
-  Grow(not_plain, 1, &out->not_plain);
+  for (size_t n = 1; n <= kLongestPlain; ++n) out->plain[n].Add(out->plain[n - 1]);
+  out->all = MakeTrie(std::move(all));
+  out->not_plain = MakeTrie(std::move(not_plain));
   return out;
 }
 
@@ -103,6 +148,13 @@ class GrammarFilter final : public TokenFilter {
         end_tokens_(std::move(end_tokens)),
         matcher_(*grammar_),
         state_(matcher_.start()) {
+    std::bitset<256> kinds;
+    for (int c = 0x20; c < 0x7F; ++c) {
+      const uint8_t kind = grammar_->kind(static_cast<uint8_t>(c));
+      if (c == '"' || c == '\\' || kinds[kind]) continue;
+      kinds.set(kind);
+      plain_bytes_.push_back(static_cast<uint8_t>(c));
+    }
     Check(!end_tokens_.empty(), "a grammar needs a token to end with");
   }
 
@@ -112,10 +164,7 @@ class GrammarFilter final : public TokenFilter {
       return Keep(logits, std::span(&next, 1));
     }
     if (!matcher_.HasNext(state_)) return Keep(logits, end_tokens_);
-    const std::vector<bool>& allowed = Allowed();
-    for (size_t i = 0; i < logits.size(); ++i) {
-      if (i >= allowed.size() || !allowed[i]) logits[i] = -std::numeric_limits<float>::infinity();
-    }
+    Allowed().Mask(logits);
   }
 
   void Accept(int32_t token) override {
@@ -146,41 +195,47 @@ class GrammarFilter final : public TokenFilter {
   }
 
   // Of the state as it is.
-  const std::vector<bool>& Allowed() {
+  const TokenSet& Allowed() {
     if (const auto known = masks_.find(state_); known != masks_.end()) return known->second;
     if (masks_.size() == kMaxMasks) masks_.clear();
-    std::vector<bool>& allowed = masks_[state_];
-    allowed.resize(static_cast<size_t>(trie_->vocab_size));
-    if (IsInsideString()) {
-      for (const int32_t id : trie_->plain) allowed[static_cast<size_t>(id)] = true;
+    TokenSet& allowed = masks_[state_] = TokenSet(trie_->vocab_size);
+    if (const auto room = PlainRoom()) {
+      allowed.Add(trie_->plain[*room]);
       Walk(trie_->not_plain, &allowed);
     } else {
       Walk(trie_->all, &allowed);
     }
     if (matcher_.CanEnd(state_)) {
-      for (const int32_t id : end_tokens_) allowed[static_cast<size_t>(id)] = true;
+      for (const int32_t id : end_tokens_) allowed.Add(id);
     }
     return allowed;
   }
 
-  // Whether any plain text leads back to this state. Bytes that a grammar treats apart are those
-  // that begin and end strings, so one character of each length speaks for all.
-  bool IsInsideString() {
-    for (int c = 0x20; c < 0x7F; ++c) {
-      if (c == '"' || c == '\\') continue;
-      if (matcher_.Next(state_, static_cast<uint8_t>(c)) != state_) return false;
+  // How many plain characters may come, up to the longest token's, where it does not matter which:
+  // inside a string. Nothing where it does. Bytes that a grammar treats apart are those that begin
+  // and end strings, so one character of more than a byte speaks for all of its length.
+  std::optional<size_t> PlainRoom() {
+    int32_t state = state_;
+    for (size_t room = 0; room < kLongestPlain; ++room) {
+      const int32_t next = matcher_.Next(state, plain_bytes_[0]);
+      for (const uint8_t byte : plain_bytes_) {
+        if (matcher_.Next(state, byte) != next) return std::nullopt;
+      }
+      for (const std::string_view text : {"\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80"}) {
+        int32_t end = state;
+        for (const char c : text) end = matcher_.Next(end, static_cast<uint8_t>(c));
+        if (end != next) return std::nullopt;
+      }
+      if (next == Matcher::kDead) return room;
+      if (next == state) break;
+      state = next;
     }
-    for (const std::string_view text : {"\xC3\xA9", "\xE2\x82\xAC", "\xF0\x9F\x98\x80"}) {
-      int32_t state = state_;
-      for (const char c : text) state = matcher_.Next(state, static_cast<uint8_t>(c));
-      if (state != state_) return false;
-    }
-    return true;
+    return kLongestPlain;
   }
 
-  void Walk(const Trie& trie, std::vector<bool>* allowed) {
+  void Walk(const Trie& trie, TokenSet* allowed) {
     std::vector<int32_t> states(static_cast<size_t>(trie.max_depth) + 1, state_);
-    for (size_t i = 0; i < trie.nodes.size();) {
+    for (size_t i = 0; i + 1 < trie.nodes.size();) {
       const TrieNode& node = trie.nodes[i];
       const auto depth = static_cast<size_t>(node.depth);
       states[depth] = matcher_.Next(states[depth - 1], node.byte);
@@ -188,8 +243,8 @@ class GrammarFilter final : public TokenFilter {
         i = static_cast<size_t>(node.skip);
         continue;
       }
-      for (int32_t t = node.tokens_begin; t < node.tokens_end; ++t) {
-        (*allowed)[static_cast<size_t>(trie.tokens[static_cast<size_t>(t)])] = true;
+      for (int32_t t = node.tokens_begin; t < trie.nodes[i + 1].tokens_begin; ++t) {
+        allowed->Add(trie.tokens[static_cast<size_t>(t)]);
       }
       ++i;
     }
@@ -201,7 +256,8 @@ class GrammarFilter final : public TokenFilter {
   Matcher matcher_;
   int32_t state_;
   size_t num_lead_ = 0;
-  std::map<int32_t, std::vector<bool>> masks_;  // by state
+  std::vector<uint8_t> plain_bytes_;   // of ASCII, one of each kind
+  std::map<int32_t, TokenSet> masks_;  // by state
 };
 
 }  // namespace

@@ -2,8 +2,8 @@
 //
 // A schema is compiled to a grammar over bytes; states of it are found as they are met and kept.
 // A token may come next if all of its bytes may: the vocabulary is walked as a trie, so bytes that
-// cannot come cut off all tokens that begin with them, and inside plain text of a string only the
-// tokens that leave it are walked at all.
+// cannot come cut off all tokens that begin with them. Inside a string, limited or not, plain
+// tokens go by their number of characters alone, and only the tokens that may leave it are walked.
 //
 // Schemas   type (also a list of types), properties, required, additionalProperties, items,
 //           prefixItems, minItems, maxItems, enum, const, anyOf, allOf with one entry, $ref to
@@ -14,7 +14,8 @@
 // Narrower  Where a schema leaves a choice, less than all of it is written: properties in the
 //           order of the schema and no others where some are named, at most one blank between
 //           tokens, numbers of at most 16 digits, recursion of at most Grammar::kMaxStack.
-// Limits    64 KiB of schema, 32 levels, 200,000 elements of grammar.
+// Limits    64 KiB of schema, 32 levels, 200,000 elements of grammar, 1,000 entries of a list of
+//           values or schemas, and as many properties of an object.
 #pragma once
 
 #include <cstddef>
@@ -33,6 +34,7 @@ namespace mm01::infer {
 
 inline constexpr size_t kMaxSchemaBytes = 64 << 10;
 inline constexpr int kMaxSchemaDepth = 32;
+inline constexpr size_t kMaxSchemaEntries = 1000;
 
 class Grammar;
 

@@ -29,6 +29,12 @@ class SchemaCompiler {
   static Status Wrong(const std::string& where, const std::string& what) {
     return Status::Invalid(fmt::format("the schema at {} {}", where, what));
   }
+  static Status TooMany(const std::string& where, const char* what, size_t found) {
+    return Status::TooLarge(
+        fmt::format("the schema at {} has {} with {} entries, at most {} are "
+                    "followed",
+                    where, what, found, kMaxSchemaEntries));
+  }
   Status CheckKeywords(const Json& schema, const std::string& where) const;
   Result<int32_t> Value(const Json& schema, const std::string& where, int depth);
   Result<int32_t> Reference(const Json& schema, const std::string& where);
@@ -79,6 +85,7 @@ Result<int32_t> SchemaCompiler::Value(const Json& schema, const std::string& whe
   if (schema.contains("enum")) {
     const Json& list = schema["enum"];
     if (!list.is_array() || list.empty()) return Wrong(where, "has an enum that is no list");
+    if (list.size() > kMaxSchemaEntries) return TooMany(where, "enum", list.size());
     std::vector<int32_t> rules;
     for (const Json& value : list) rules.push_back(json_.Text(value.dump()));
     return json_.Either(rules);
@@ -138,6 +145,7 @@ Result<int32_t> SchemaCompiler::Reference(const Json& schema, const std::string&
 
 Result<int32_t> SchemaCompiler::OfList(const Json& list, const std::string& where, int depth) {
   if (!list.is_array() || list.empty()) return Wrong(where, "is no list");
+  if (list.size() > kMaxSchemaEntries) return TooMany(where, "anyOf", list.size());
   std::vector<int32_t> rules;
   for (size_t i = 0; i < list.size(); ++i) {
     MM01_ASSIGN_OR_RETURN(const int32_t rule,
@@ -216,11 +224,17 @@ Result<int32_t> SchemaCompiler::Object(const Json& schema, const std::string& wh
   std::set<std::string> required;
   if (schema.contains("required")) {
     if (!schema["required"].is_array()) return Wrong(where, "has a required that is no list");
+    if (const size_t n = schema["required"].size(); n > kMaxSchemaEntries) {
+      return TooMany(where, "required", n);
+    }
     for (const Json& name : schema["required"]) {
       if (!name.is_string()) return Wrong(where, "has a required that is no list of names");
       required.insert(name.get<std::string>());
       if (!properties.contains(name.get<std::string>())) properties[name.get<std::string>()] = true;
     }
+  }
+  if (properties.size() > kMaxSchemaEntries) {
+    return TooMany(where, "properties", properties.size());
   }
   if (properties.empty()) {
     if (!schema.contains("additionalProperties")) return json_.any_object();

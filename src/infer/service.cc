@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "infer/scheduler.h"
+#include "infer/watchdog.h"
 
 namespace mm01::infer {
 namespace {
@@ -84,6 +85,9 @@ class ThreadedService final : public Service {
     }
     scheduler_ = std::make_unique<Scheduler>(*engine_, snapshots_, files_.get(), options_);
     stats_ = scheduler_->stats();
+    if (options_.stuck_seconds > 0) {
+      watchdog_ = std::make_unique<Watchdog>(options_.stuck_seconds, options_.on_stuck);
+    }
     thread_ = std::thread([this] { Work(); });
     return Status::Ok();
   }
@@ -185,6 +189,14 @@ class ThreadedService final : public Service {
   }
 
   bool Step() {
+    if (!watchdog_) return TryStep();
+    watchdog_->Begin();
+    const bool worked = TryStep();
+    watchdog_->End();
+    return worked;
+  }
+
+  bool TryStep() {
     try {
       return scheduler_->Step();
     } catch (const std::exception& error) {  // no memory, say, for what belongs to no request
@@ -237,6 +249,7 @@ class ThreadedService final : public Service {
   Snapshots snapshots_;
   std::unique_ptr<SnapshotFiles> files_;  // null where there is no folder
   std::unique_ptr<Scheduler> scheduler_;
+  std::unique_ptr<Watchdog> watchdog_;  // null where nobody watches
 
   ServiceStats stats_;  // guarded by mutex_
   std::thread thread_;

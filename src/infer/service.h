@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -103,6 +104,8 @@ struct ServiceOptions {
   int64_t snapshot_bytes = 1ll << 30;  // memory for snapshots
   std::string snapshot_dir;            // empty: none on disk
   int64_t snapshot_disk_bytes = 8ll << 30;
+  double stuck_seconds = 0;        // 0: nobody watches
+  std::function<void()> on_stuck;  // a step has taken so long; on a thread of its own
 };
 
 // Counters since the start, and gauges of now. Counters only grow.

@@ -6,6 +6,7 @@
 #include <cctype>
 
 #include "server/answer.h"
+#include "server/body_counts.h"
 #include "server/chat_prompt.h"
 #include "server/completion_requests.h"
 #include "server/fields.h"
@@ -40,8 +41,9 @@ void Reply(const std::shared_ptr<Exchange>& exchange, const ApiError& error) {
   Reply(exchange, ErrorResponse(error));
 }
 
-Result<Json> ParseBody(const Exchange& exchange) {
+Result<Json> ParseBody(const Exchange& exchange, const ServedModel& model) {
   const std::string& body = exchange.request().body;
+  MM01_RETURN_IF_ERROR(CheckBodyCounts(body, model.context_tokens));
   return ParseJson(body, "the body", {.max_bytes = body.size(), .max_depth = kMaxBodyDepth});
 }
 
@@ -135,7 +137,7 @@ const std::vector<Api::Route>& Api::Routes() {
       {"GET", "/health", true, false, &Api::Health},
       {"GET", "/ready", false, false, &Api::Ready},
       {"GET", "/metrics", false, false, &Api::MetricsText},
-      {"GET", "/openapi.json", false, false, &Api::OpenApi},
+      {"GET", "/openapi.json", false, true, &Api::OpenApi},
       {"GET", "/v1/models", false, true, &Api::Models},
       {"GET", "/v1/models/{id}", false, true, &Api::Model},
       {"POST", "/v1/chat/completions", false, true, &Api::Chat},
@@ -299,7 +301,7 @@ void Api::Model(const std::shared_ptr<Exchange>& exchange) {
 
 void Api::Chat(const std::shared_ptr<Exchange>& exchange) {
   const auto s = serving();
-  const Result<Json> body = ParseBody(*exchange);
+  const Result<Json> body = ParseBody(*exchange, s->model);
   if (!body.ok()) return Reply(exchange, ToApiError(body.status()));
   AnswerPlan plan;
   if (auto error = ReadChat(*s, *body, &plan)) return Reply(exchange, *error);
@@ -308,7 +310,7 @@ void Api::Chat(const std::shared_ptr<Exchange>& exchange) {
 
 void Api::Completion(const std::shared_ptr<Exchange>& exchange) {
   const auto s = serving();
-  const Result<Json> body = ParseBody(*exchange);
+  const Result<Json> body = ParseBody(*exchange, s->model);
   if (!body.ok()) return Reply(exchange, ToApiError(body.status()));
   AnswerPlan plan;
   if (auto error = ReadCompletion(*s, *body, &plan)) return Reply(exchange, *error);
@@ -317,7 +319,7 @@ void Api::Completion(const std::shared_ptr<Exchange>& exchange) {
 
 void Api::Tokenize(const std::shared_ptr<Exchange>& exchange) {
   const auto s = serving();
-  const Result<Json> body = ParseBody(*exchange);
+  const Result<Json> body = ParseBody(*exchange, s->model);
   if (!body.ok()) return Reply(exchange, ToApiError(body.status()));
   Fields fields(*body);
   const Json* messages = fields.Find("messages");
@@ -343,7 +345,7 @@ void Api::Tokenize(const std::shared_ptr<Exchange>& exchange) {
 
 void Api::Detokenize(const std::shared_ptr<Exchange>& exchange) {
   const auto s = serving();
-  const Result<Json> body = ParseBody(*exchange);
+  const Result<Json> body = ParseBody(*exchange, s->model);
   if (!body.ok()) return Reply(exchange, ToApiError(body.status()));
   Fields fields(*body);
   const Json* tokens = fields.Find("tokens");
@@ -369,7 +371,7 @@ void Api::Detokenize(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void Api::OpenApi(const std::shared_ptr<Exchange>& exchange) {
-  Reply(exchange, OpenApiDocument());
+  Reply(exchange, OpenApiDocument(serving()->model.context_tokens));
 }
 
 void Api::Page(const std::shared_ptr<Exchange>& exchange) {

@@ -58,6 +58,8 @@ std::string ServiceMetricsText(const infer::ServiceStats& stats) {
   counter("snapshots_taken_total", "Snapshots of the state taken.", stats.snapshots_taken);
   counter("snapshots_hit_total", "Prompts that began at a snapshot.", stats.snapshots_hit);
   counter("snapshots_evicted_total", "Snapshots given up for room.", stats.snapshots_evicted);
+  counter("snapshots_damaged_total", "Files of snapshots that were deleted, unused.",
+          stats.snapshots_damaged);
   gauge("requests_queued", "Choices that wait.", stats.queued);
   gauge("requests_running", "Choices that are read or written.", stats.running);
   gauge("slots_used", "Sequences in use.", stats.slots_used);

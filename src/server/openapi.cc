@@ -30,12 +30,13 @@ Json Ref(const char* name) {
   return {{"$ref", std::string("#/components/schemas/") + name}};
 }
 
-Json GenerationProperties() {
+Json GenerationProperties(int64_t context_tokens) {
   Json stop = {{"anyOf", Json::array({Text(kMaxStopBytes), List(Text(kMaxStopBytes), kMaxStops),
                                       Json{{"type", "null"}}})}};
   return {
       {"model", {{"type", "string"}}},
-      {"max_tokens", Whole(0, 64)},
+      {"max_tokens", Whole(0, context_tokens)},
+      {"max_completion_tokens", Whole(0, context_tokens)},
       {"temperature", Number(0, 2)},
       {"top_p", Number(1e-9, 1)},
       {"top_k", Whole(-1, 1 << 30)},
@@ -110,7 +111,7 @@ Json ToolSchemas() {
                  {{"name", {{"type", "string"}}}, {"schema", {{"type", "object"}}}}}}}}}}}};
 }
 
-Json Schemas() {
+Json Schemas(int64_t context_tokens) {
   Json schemas = ToolSchemas();
   schemas["Message"] = MessageSchema();
   schemas["Error"] = {
@@ -119,7 +120,7 @@ Json Schemas() {
       {"properties",
        {{"error",
          {{"type", "object"}, {"required", Json::array({"message", "type", "param", "code"})}}}}}};
-  Json chat = GenerationProperties();
+  Json chat = GenerationProperties(context_tokens);
   chat["messages"] = List(Ref("Message"), 16);
   chat["tools"] = List(Ref("Tool"), 8);
   chat["tool_choice"] = {{"enum", Json::array({"auto", "none", "required"})}};
@@ -127,7 +128,7 @@ Json Schemas() {
   chat["top_logprobs"] = Whole(0, kMaxTopLogprobs);
   schemas["ChatRequest"] = {
       {"type", "object"}, {"required", Json::array({"messages"})}, {"properties", chat}};
-  Json completion = GenerationProperties();
+  Json completion = GenerationProperties(context_tokens);
   const Json ids = List({{"type", "integer"}, {"minimum", 0}}, 1 << 20);
   completion["prompt"] = {
       {"anyOf", Json::array({Json{{"type", "string"}}, ids, List({{"type", "string"}}, kMaxPrompts),
@@ -170,7 +171,7 @@ Json Post(const char* id, const char* summary, const char* schema) {
 
 }  // namespace
 
-Json OpenApiDocument() {
+Json OpenApiDocument(int64_t context_tokens) {
   Json paths = {
       {"/health", Get("health", "Whether the server runs, and what it does.", "application/json")},
       {"/ready", Get("ready", "200 once the model is loaded.", "application/json")},
@@ -188,7 +189,7 @@ Json OpenApiDocument() {
           {"info", {{"title", "mm01"}, {"version", "1"}}},
           {"paths", std::move(paths)},
           {"components",
-           {{"schemas", Schemas()},
+           {{"schemas", Schemas(context_tokens)},
             {"securitySchemes", {{"key", {{"type", "http"}, {"scheme", "bearer"}}}}}}},
           {"security", Json::array({{{"key", Json::array()}}})}};
 }

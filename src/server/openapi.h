@@ -1,10 +1,12 @@
 // The OpenAPI document of the routes, served as /openapi.json.
 #pragma once
 
+#include <cstdint>
+
 #include "base/json.h"
 
 namespace mm01::server {
 
-Json OpenApiDocument();
+Json OpenApiDocument(int64_t context_tokens);
 
 }  // namespace mm01::server

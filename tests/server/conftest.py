@@ -1,7 +1,8 @@
-"""A server for the tests of this folder: the real program with the small model.
+"""Servers for the tests of this folder: the real program with the small model, or a tiny one.
 
-The model's folder is a copy whose chat template is that of MiniMax-Text-01, which has a place for
-tools. MM01 names the program (build/check/mm01).
+The small model's folder is a copy whose chat template is that of MiniMax-Text-01, which has a place
+for tools. MM01 names the program (build/check/mm01). Where MM01_MEASURED names a file, figures that
+tests see are written there.
 """
 import json
 import os
@@ -12,14 +13,20 @@ import subprocess
 
 import pytest
 
+import tiny_model
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MM01 = os.environ.get("MM01", str(ROOT / "build/check/mm01"))
 
+# What needs a machine of its own for minutes.
+stress = pytest.mark.skipif("MM01_STRESS" not in os.environ, reason="MM01_STRESS is not set")
+
 
 class Server:
-    def __init__(self, model, *flags):
+    def __init__(self, model, *flags, context=8192):
         self.process = subprocess.Popen(
-            [MM01, "serve", str(model), "--port", "0", "--context", "8192", "--kv", "float32", *flags],
+            [MM01, "serve", str(model), "--port", "0", "--context", str(context), "--kv",
+             "float32", *flags],
             stderr=subprocess.PIPE, text=True)
         self.notes = ""
         for line in self.process.stderr:
@@ -33,6 +40,29 @@ class Server:
     def stop(self):
         self.process.terminate()
         return self.process.wait(40)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def resident_mib(self, what="VmRSS"):
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return round(int(re.search(rf"{what}:\s+(\d+) kB", status)[1]) / 1024, 1)
+
+    def forget_peak(self):  # VmHWM begins anew
+        pathlib.Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+
+def measured(name, figures):
+    if path := os.environ.get("MM01_MEASURED"):
+        file = pathlib.Path(path)
+        known = json.loads(file.read_text()) if file.exists() else {}
+        known.setdefault("results", {})[name] = figures
+        file.write_text(json.dumps(known, indent=2) + "\n")
+    print(name, json.dumps(figures))
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +83,23 @@ def server(model_dir):
     server = Server(model_dir)
     yield server
     assert server.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def tiny_dir(tmp_path_factory):
+    return tiny_model.write(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def stress_server(tiny_dir):
+    """Starts servers of the tiny model with the flags given; they must end with exit code 0."""
+    servers = []
+
+    def start(*flags):
+        servers.append(Server(tiny_dir, *flags))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            assert server.stop() == 0
