@@ -368,8 +368,7 @@ TEST(ApiKeys, TakesKeysInTwoForms) {
   Api api({.keys = {"first-key", "second-key"}});
   const auto server = HttpServer::Start({}, api).value();
   const auto status = [&](const std::string& header) {
-    return Fetch(server->port(), "GET", "/openapi.json", "", "Authorization: " + header + "\r\n")
-        .status;
+    return Fetch(server->port(), "GET", "/metrics", "", "Authorization: " + header + "\r\n").status;
   };
   EXPECT_EQ(status("Bearer first-key"), 200);
   EXPECT_EQ(status("bearer second-key"), 200);
