@@ -82,6 +82,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
     ErrorCode ignored;
     socket_.set_option(tcp::no_delay(true), ignored);
     socket_.set_option(asio::socket_base::keep_alive(true), ignored);
+    // The system would hold megabytes for a client that does not read.
+    const auto buffer = static_cast<int>(shared_.limits.send_buffer_bytes);
+    socket_.set_option(asio::socket_base::send_buffer_size(buffer), ignored);
     if (is_too_many) return Refuse(503, "too many connections");
     NextRequest();
   }
@@ -324,13 +327,12 @@ void Connection::Dispatch() {
   state_ = State::kWorking;
   timer_.cancel();
   ++serial_;
-  request_.body = std::move(parser_->get().body());
+  HttpRequest request = request_;
+  request.body = std::move(parser_->get().body());
   parser_.reset();
   answer_ended_ = false;
   status_ = 0;
   keep_alive_ = request_.keep_alive && !shared_.stopping;
-  HttpRequest request = request_;
-  request_.body.clear();
   auto exchange = std::make_shared<ExchangeImpl>(shared_from_this(), std::move(request));
   Read();
   asio::post(shared_.workers, [exchange, &handler = shared_.handler] {

@@ -6,7 +6,7 @@ namespace mm01::train {
 
 StepDataMaker::StepDataMaker(const Recipe& recipe, const TrainData& data, Part part,
                              int num_threads)
-    : recipe_(recipe), part_(part), mixer_(recipe, data), pool_(num_threads) {}
+    : part_(part), mixer_(recipe, data), pool_(num_threads) {}
 
 StepDataMaker::~StepDataMaker() {
   if (ahead_.valid()) ahead_.wait();

@@ -44,7 +44,6 @@ class StepDataMaker {
   void Begin(int64_t step);
   Result<StepData> Make(int64_t step);
 
-  const Recipe& recipe_;
   const Part part_;
   Mixer mixer_;
   ThreadPool pool_;
