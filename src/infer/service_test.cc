@@ -73,11 +73,19 @@ class ServiceTest : public testing::Test {
     Request endless = Ask(20, 1, 200);
     endless.generate.ignore_end = true;
     const auto writer = std::make_shared<Client>(), client = std::make_shared<Client>();
-    size_t written = 0, at_start = 0, at_end = 0;  // of the engine's thread
-    writer->on_event = [&](const Event& event) { written += std::holds_alternative<Wrote>(event); };
-    client->on_event = [&](const Event& event) {
-      if (std::holds_alternative<Reading>(event) && at_start == 0) at_start = written;
-      if (std::holds_alternative<PromptRead>(event)) at_end = written;
+    // The engine's thread may still be in a listener's last call when Wait returns.
+    struct Counts {
+      size_t written = 0, at_start = 0, at_end = 0;
+    };
+    const auto counts = std::make_shared<Counts>();
+    writer->on_event = [counts](const Event& event) {
+      counts->written += std::holds_alternative<Wrote>(event);
+    };
+    client->on_event = [counts](const Event& event) {
+      if (std::holds_alternative<Reading>(event) && counts->at_start == 0) {
+        counts->at_start = counts->written;
+      }
+      if (std::holds_alternative<PromptRead>(event)) counts->at_end = counts->written;
     };
     const Service::Id id = *service_->Submit(std::move(endless), writer);
     writer->WaitForTokens(2);
@@ -85,7 +93,7 @@ class ServiceTest : public testing::Test {
     const Heard heard = client->Wait();
     service_->Cancel(id);
     writer->Wait();
-    return {heard, at_end - at_start};
+    return {heard, counts->at_end - counts->at_start};
   }
   // By a session, which serves nobody else.
   GenerateResult Alone(const Request& request) {

@@ -95,6 +95,7 @@ void Forward(const TextModel& m, const TextBatch& batch, const Tensor& hidden) {
 }
 
 void Logits(const TextModel& m, const Tensor& hidden, const Tensor& out) {
+  if (hidden.dim(0) == 0) return;
   const TextWeights& w = m.weights;
   Gemm(m.queue, {hidden, &w.head(), out});
   Tensor no_token = out;
