@@ -98,23 +98,20 @@ function(mm01_module name)
   endif()
 endfunction()
 
-# Has what most sources include parsed once: with clang for all targets of a kind, which share their
-# flags; with g++, whose warnings go wrong over a shared one, for each library that gains by it.
-# ccache does better without.
+# With clang, has what most sources include parsed once for all targets of a kind, which share their
+# flags: the first of them precompiles, the others use what it made. g++ 12 warns of copies beyond the
+# end of strings, where there are none, as soon as their headers are precompiled, and ccache does
+# better without.
 function(mm01_precompile target kind)
-  set(headers <fmt/format.h> <nlohmann/json.hpp> <algorithm> <functional> <map> <memory> <optional>
-              <string> <vector>)
-  get_property(first GLOBAL PROPERTY mm01_precompiled_${kind})
-  if(CCACHE)
+  if(CCACHE OR NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
     return()
-  elseif(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    if(target MATCHES "_(io|model|planner|infer|eval|cli)$")
-      target_precompile_headers(${target} PRIVATE ${headers})
-    endif()
-  elseif(first)
+  endif()
+  get_property(first GLOBAL PROPERTY mm01_precompiled_${kind})
+  if(first)
     target_precompile_headers(${target} REUSE_FROM ${first})
   else()
-    target_precompile_headers(${target} PRIVATE ${ARGN} ${headers})
+    target_precompile_headers(${target} PRIVATE ${ARGN} <fmt/format.h> <nlohmann/json.hpp> <algorithm>
+                              <functional> <map> <memory> <optional> <string> <vector>)
     set_property(GLOBAL PROPERTY mm01_precompiled_${kind} ${target})
   endif()
 endfunction()

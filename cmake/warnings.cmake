@@ -19,8 +19,6 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wno-deprecated-declarations>")
 endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  # g++ 12 sees overlapping copies, copies beyond the end and unset strings where std::string and
-  # std::optional have none.
-  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict;-Wno-array-bounds>"
-                      "$<$<COMPILE_LANGUAGE:CXX>:-Wno-stringop-overflow;-Wno-maybe-uninitialized>")
+  # g++ 12 sees overlapping copies and unset strings where std::string and std::optional have none.
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-Wno-restrict;-Wno-maybe-uninitialized>")
 endif()
