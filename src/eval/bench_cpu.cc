@@ -3,11 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <fstream>
 
-#include "base/rng.h"
+#include "eval/bench_tools.h"
 #include "eval/ceilings.h"
 #include "infer/session.h"
 #include "planner/flops.h"
@@ -20,10 +19,6 @@ using infer::Engine;
 using infer::EngineOptions;
 using infer::Session;
 
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 std::string CpuName() {
   std::ifstream in("/proc/cpuinfo");
   for (std::string line; std::getline(in, line);) {
@@ -32,18 +27,9 @@ std::string CpuName() {
   return "unknown";
 }
 
-std::vector<int32_t> RandomTokens(int64_t count, int64_t vocabulary) {
-  std::vector<int32_t> tokens;
-  for (int64_t i = 0; i < count; ++i) {
-    tokens.push_back(static_cast<int32_t>(RandomBits(3, 0, static_cast<uint64_t>(i)) %
-                                          static_cast<uint64_t>(vocabulary)));
-  }
-  return tokens;
-}
-
 // Read at once and one by one, a prompt must give the same bits.
 void CheckAnswer(Engine& engine) {
-  const std::vector<int32_t> tokens = RandomTokens(70, engine.config().vocab_size);
+  const std::vector<int32_t> tokens = RandomTokens(0, 70, engine.config().vocab_size);
   Result<Session> whole = Session::Open(engine);
   Check(whole.ok() && whole->Read(tokens).ok(), "the prompt does not fit");
   const std::vector<float> logits(whole->logits().begin(), whole->logits().end());
@@ -112,7 +98,7 @@ void Prefill(const Bench& bench, const TextConfig& config) {
   const int64_t prompt = brief ? 256 : 2048;
   const auto engine = Engine::Random(config, {DType::kF32, 0}, bench.EngineFor(prompt + 64));
   CheckAnswer(*engine);
-  const std::vector<int32_t> tokens = RandomTokens(prompt, config.vocab_size);
+  const std::vector<int32_t> tokens = RandomTokens(0, prompt, config.vocab_size);
   const double flops = PrefillFlops(config, prompt);
   std::string library;
   const Round round = MedianRound(brief ? 1 : 3, [&] {
@@ -135,7 +121,7 @@ Status Decode(const Bench& bench, const TextConfig& config, const WeightType& ty
   const auto engine = Engine::Random(config, type, bench.EngineFor(1024));
   CheckAnswer(*engine);
   MM01_ASSIGN_OR_RETURN(Session session, Session::Open(*engine));
-  MM01_RETURN_IF_ERROR(session.Read(RandomTokens(128, config.vocab_size)));
+  MM01_RETURN_IF_ERROR(session.Read(RandomTokens(0, 128, config.vocab_size)));
   const auto bytes = static_cast<double>(
       BytesTouchedPerToken(config, type, engine->state().kv_type(), session.length()).total());
   const Round round = MedianRound(bench.rounds(), [&] {
@@ -154,7 +140,7 @@ Status Context(const Bench& bench) {
   MM01_ASSIGN_OR_RETURN(const auto engine,
                         Engine::Load(bench.options.context_model, bench.EngineFor(longest + 128)));
   CheckAnswer(*engine);
-  const std::vector<int32_t> tokens = RandomTokens(longest, engine->config().vocab_size);
+  const std::vector<int32_t> tokens = RandomTokens(0, longest, engine->config().vocab_size);
   MM01_ASSIGN_OR_RETURN(Session near, Session::Open(*engine));
   MM01_ASSIGN_OR_RETURN(Session far, Session::Open(*engine));
   MM01_RETURN_IF_ERROR(near.Read(std::span(tokens).first(1000)));

@@ -14,7 +14,7 @@
 #include <thread>
 #include <utility>
 
-#include "base/rng.h"
+#include "eval/bench_tools.h"
 #include "infer/service.h"
 #include "io/file.h"
 #include "planner/flops.h"
@@ -29,10 +29,6 @@ using infer::Service;
 constexpr int64_t kQuestion = 48;  // tokens
 constexpr int64_t kEvery = 4096;   // tokens between snapshots
 constexpr int64_t kRoom = 2048;    // of a sequence, beside the document
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // What one request led to, and when.
 class Probe : public infer::Listener {
@@ -121,25 +117,6 @@ double ReadRate(const std::string& folder) {
   return bytes / (Now() - start);
 }
 
-// Three layers of lightning and one of softmax: what one GPU of 80 GB holds in bf16.
-TextConfig Text01Layers() {
-  TextConfig c;
-  c.vocab_size = 200064;
-  c.hidden_size = 6144;
-  c.num_heads = 64;
-  c.num_kv_heads = 8;
-  c.head_dim = 128;
-  c.rotary_dim = 64;
-  c.ffn_size = 9216;
-  c.num_experts = 32;
-  c.num_experts_per_token = 2;
-  c.layers.assign(4, LayerKind::kLightning);
-  c.layers.back() = LayerKind::kSoftmax;
-  c.softmax_residual = c.lightning_residual =
-      c.mlp_residual = {.alpha = 3.5565588200778455, .beta = 1.0};
-  return c;
-}
-
 class ServeBench {
  public:
   ServeBench(const ServeBenchOptions& options, const std::function<void(const BenchLine&)>& on_line)
@@ -192,12 +169,7 @@ class ServeBench {
   }
 
   std::vector<int32_t> Tokens(uint64_t stream, int64_t count) const {
-    std::vector<int32_t> ids;
-    for (int64_t i = 0; i < count; ++i) {
-      ids.push_back(static_cast<int32_t>(RandomBits(3, stream, static_cast<uint64_t>(i)) %
-                                         static_cast<uint64_t>(config_.vocab_size)));
-    }
-    return ids;
+    return RandomTokens(stream, count, config_.vocab_size);
   }
   std::vector<int32_t> WithQuestion(std::vector<int32_t> text, uint64_t question) const {
     const std::vector<int32_t> asked = Tokens(100 + question, kQuestion);
@@ -344,7 +316,10 @@ class ServeBench {
                                       .num_sequences = options_.num_streams,
                                       .prefill_rows = options_.step_rows};
     if (!options_.text01_streams) return Engine::Load(options_.model, engine);
-    return Engine::Random(Text01Layers(), {DType::kBF16, 0}, engine);
+    // What one GPU of 80 GB holds in bf16.
+    std::vector<LayerKind> layers(4, LayerKind::kLightning);
+    layers.back() = LayerKind::kSoftmax;
+    return Engine::Random(Text01Layers(std::move(layers), 200064), {DType::kBF16, 0}, engine);
   }
 
   // Tokens a second of steps of the whole batch, with logits, and without anything else.

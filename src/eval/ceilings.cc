@@ -3,19 +3,15 @@
 #include <dlfcn.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <vector>
 
 #include "base/rng.h"
 #include "device/buffer.h"
+#include "eval/bench_tools.h"
 
 namespace mm01::eval {
 namespace {
-
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // 64 bytes; the compiler turns it into what the target has.
 using Line = uint64_t __attribute__((vector_size(64)));

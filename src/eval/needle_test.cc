@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 
 #include "infer/generate.h"
@@ -18,6 +19,17 @@ class Needles : public testing::Test {
   Needles() {
     WriteTinyTokenizer(folder_.path());
     for (int i = 0; i < 20; ++i) words_.push_back("word" + std::to_string(i));
+  }
+
+  // Of a random model, for texts of `length` tokens.
+  std::unique_ptr<infer::Engine> TinyEngine(int64_t length) {
+    TextConfig config = TinyConfig();
+    config.vocab_size = 258;
+    config.eos_ids = {257};
+    WriteTinyModel(folder_.path(), config);
+    return infer::Engine::Load(folder_.path(),
+                               {.num_threads = 1, .context_tokens = NeedleContext(length)})
+        .value();
   }
 
   TempFolder folder_;
@@ -100,13 +112,7 @@ TEST_F(Needles, OptionsThatDoNotFitEachOtherAreRefused) {
 }
 
 TEST_F(Needles, AQuestionHasTheSameAnswerAloneAndBehindOthers) {
-  TextConfig config = TinyConfig();
-  config.vocab_size = 258;
-  config.eos_ids = {257};
-  WriteTinyModel(folder_.path(), config);
-  const auto engine =
-      infer::Engine::Load(folder_.path(), {.num_threads = 1, .context_tokens = NeedleContext(600)})
-          .value();
+  const auto engine = TinyEngine(600);
   const std::vector<int32_t> hay(50, 'x');
   const NeedleOptions options{.length = 600, .trials = 4, .questions = 4};
   const NeedleReport report = MeasureNeedles(*engine, hay, words_, options).value();
@@ -123,13 +129,7 @@ TEST_F(Needles, AQuestionHasTheSameAnswerAloneAndBehindOthers) {
 }
 
 TEST_F(Needles, ARandomModelFindsNothing) {
-  TextConfig config = TinyConfig();
-  config.vocab_size = 258;
-  config.eos_ids = {257};
-  WriteTinyModel(folder_.path(), config);
-  const auto engine =
-      infer::Engine::Load(folder_.path(), {.num_threads = 1, .context_tokens = NeedleContext(600)})
-          .value();
+  const auto engine = TinyEngine(600);
   const std::vector<int32_t> hay(50, 'x');
   const NeedleReport report =
       MeasureNeedles(*engine, hay, words_, {.length = 600, .trials = 2}).value();

@@ -93,10 +93,7 @@ bool Scheduler::Step() {
   const bool restored = Restore();
   const std::vector<Part> writers = Writers();
   std::vector<Part> readers = Readers(options_.step_rows - std::ssize(writers), !writers.empty());
-  if (writers.empty() && readers.empty()) {
-    std::erase_if(running_, [](const auto& s) { return s->ended; });
-    return restored;
-  }
+  const bool computes = !writers.empty() || !readers.empty();
   if (on_cpu_) {
     readers.insert(readers.begin(), writers.begin(), writers.end());
   } else {
@@ -108,8 +105,8 @@ bool Scheduler::Step() {
     if (!s.ended && s.reading()) Report(s, s, s.read);
   }
   std::erase_if(running_, [](const auto& s) { return s->ended; });
-  ++stats_.steps;
-  return true;
+  stats_.steps += computes ? 1 : 0;
+  return computes || restored;
 }
 
 // Admission

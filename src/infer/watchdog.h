@@ -3,9 +3,8 @@
 // Time is counted in ticks that this process lived through while one piece of work ran, not by the
 // clock: a process that was stopped, or a machine that slept, is not taken for one that hangs.
 //
-// Threads   Begin and End by the thread that is watched. `on_stuck` is called by the watchdog's
-// own,
-//           once for a piece of work, up to a sixteenth late, and must return.
+// Threads   Begin and End by the thread that is watched. The watchdog's own calls `on_stuck`, once
+//           for a piece of work, up to a sixteenth late; it must return.
 #pragma once
 
 #include <atomic>

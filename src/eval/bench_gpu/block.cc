@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/rng.h"
 #include "eval/bench_gpu/harness.h"
+#include "eval/bench_tools.h"
 #include "infer/engine.h"
 #include "planner/flops.h"
 #include "planner/memory.h"
@@ -22,22 +23,10 @@ constexpr double kPeakTflops = 989;  // dense bf16 of an H100 or H200, by the da
 constexpr int64_t kChunk = 16384;    // rows of a prefill step
 
 TextConfig BlockConfig(int64_t num_layers, bool hybrid) {
-  TextConfig c;
-  c.vocab_size = 512;
-  c.hidden_size = 6144;
-  c.num_heads = 64;
-  c.num_kv_heads = 8;
-  c.head_dim = 128;
-  c.rotary_dim = 64;
-  c.ffn_size = 9216;
-  c.num_experts = 32;
-  c.num_experts_per_token = 2;
-  c.layers.assign(static_cast<size_t>(num_layers),
-                  hybrid ? LayerKind::kLightning : LayerKind::kSoftmax);
-  c.layers.back() = LayerKind::kSoftmax;
-  c.softmax_residual = c.lightning_residual =
-      c.mlp_residual = {.alpha = 3.5565588200778455, .beta = 1.0};
-  return c;
+  std::vector<LayerKind> layers(static_cast<size_t>(num_layers),
+                                hybrid ? LayerKind::kLightning : LayerKind::kSoftmax);
+  layers.back() = LayerKind::kSoftmax;
+  return eval::Text01Layers(std::move(layers), 512);
 }
 
 std::vector<int32_t> Tokens(int64_t count) {

@@ -12,6 +12,7 @@
 #include "device/buffer.h"
 #include "device/device.h"
 #include "eval/bench_gpu/harness.h"
+#include "eval/bench_tools.h"
 #include "kernels/lightning/lightning.h"
 #include "kernels/norm/norm.h"
 #include "kernels/norm/norm_backward.h"
@@ -24,24 +25,6 @@ namespace mm01::gpu {
 namespace {
 
 constexpr int64_t kPeriod = 1'000'003;  // random numbers, over and over
-
-TextConfig LayersConfig(std::vector<LayerKind> layers) {
-  TextConfig c;
-  c.vocab_size = 512;
-  c.hidden_size = 6144;
-  c.num_heads = 64;
-  c.num_kv_heads = 8;
-  c.head_dim = 128;
-  c.rotary_dim = 64;
-  c.rope_theta = 1e7;
-  c.ffn_size = 9216;
-  c.num_experts = 32;
-  c.num_experts_per_token = 2;
-  c.layers = std::move(layers);
-  c.softmax_residual = c.lightning_residual =
-      c.mlp_residual = {.alpha = 3.5565588200778455, .beta = 1.0};
-  return c;
-}
 
 // Parameters, kept memory and rows of some layers. All experts hold the same numbers, so that what
 // a token gets does not depend on which it chose.
@@ -309,7 +292,7 @@ void AddShare(Harness& h, const char* name, double flops, double seconds) {
 void BenchTrainLayers(Harness& h) {
   {
     constexpr int64_t kTokens = 16'384;
-    const TextConfig config = LayersConfig({LayerKind::kLightning});
+    const TextConfig config = eval::Text01Layers({LayerKind::kLightning}, 512);
     Layers layers(h.queue(), config, kTokens);
     layers.CheckMlp();
     const LayerParameters count = CountLayerParameters(config, LayerKind::kLightning);
@@ -318,7 +301,7 @@ void BenchTrainLayers(Harness& h) {
     AddShare(h, "moe_fwd_bwd_share_16384", flops, h.Time([&](int64_t) { layers.Mlp(); }, 1.0));
   }
   constexpr int64_t kTokens = 8192;
-  const TextConfig config = LayersConfig({LayerKind::kLightning, LayerKind::kSoftmax});
+  const TextConfig config = eval::Text01Layers({LayerKind::kLightning, LayerKind::kSoftmax}, 512);
   Layers layers(h.queue(), config, kTokens);
   // Half a block's rows stand before a row on average, and half of the document.
   const Flops one = FlopsPerToken(config, kTokens - kLightningBlock / 2);
