@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kAnyThreads) RowsOfAnyKind(const __grid_consta
 
 // d_weight += the sum of the shares. A block takes 32 columns; each of its warps a run of pieces in
 // order, and the warps' sums are added in order.
-constexpr int kShareWarps = 8;
+constexpr int kShareWarps = 32;
 
 __global__ void __launch_bounds__(32 * kShareWarps)
     AddShares(const float* shares, int64_t pieces, int64_t width, float* d_weight) {

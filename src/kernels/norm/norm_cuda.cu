@@ -1,6 +1,8 @@
-// One block a row. In the mixes of types that the model has, rows of up to 16,384 numbers at
-// multiples of 16 bytes stay in registers, 32 or 16 numbers a thread, between the sum of squares
-// and the norm. Everything else takes one slower kernel.
+// One block a row, or one warp where the row is 256 numbers or fewer: eight rows a block then,
+// since blocks of one warp are too few at a time to keep the memory busy. In the mixes of types
+// that the model has, rows of up to 16,384 numbers at multiples of 16 bytes stay in registers, 32
+// or 16 numbers a thread, between the sum of squares and the norm. Everything else takes one slower
+// kernel.
 #include <algorithm>
 
 #include "base/check.h"
@@ -21,10 +23,14 @@ constexpr int64_t kMostWidth = 49152;
 constexpr int kAnyThreads = 256;
 
 // The sum over the block, for every thread: lanes in halves, then warps in order.
-__device__ __forceinline__ float BlockSum(float x) {
-  __shared__ float warps[kMostGatedThreads / 32];
+__device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+__device__ __forceinline__ float BlockSum(float x) {
+  __shared__ float warps[kMostGatedThreads / 32];
+  x = WarpSum(x);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
   __syncthreads();
   float sum = warps[0];
@@ -35,6 +41,23 @@ __device__ __forceinline__ float BlockSum(float x) {
 __device__ __forceinline__ float InverseRoot(float squares, int64_t width, float eps) {
   return 1.0f / sqrtf(squares / static_cast<float>(width) + eps);
 }
+
+// Which row a thread works on, and with how many others. kByWarp: a warp a row, a piece a lane.
+template <bool kByWarp>
+struct Place {
+  int64_t row;
+  int thread, threads;
+
+  __device__ __forceinline__ Place()
+      : row(kByWarp ? blockIdx.x * int64_t{blockDim.x / 32} + threadIdx.x / 32 : blockIdx.x),
+        thread(kByWarp ? threadIdx.x % 32 : threadIdx.x),
+        threads(kByWarp ? 32 : blockDim.x) {}
+  __device__ __forceinline__ int Piece(int i) const { return thread + i * threads; }
+  __device__ __forceinline__ static float Sum(float x) {
+    return kByWarp ? WarpSum(x) : BlockSum(x);
+  }
+};
+constexpr int kRowsByWarp = 8;  // of a block
 
 template <typename X>
 struct Matrix {
@@ -49,38 +72,42 @@ template <typename X, typename Out>
 struct AddNormRows {
   Matrix<X> x;
   Matrix<Out> branch;
-  Matrix<float> sum;
+  AnyRows sum;
   Matrix<Out> out;
   const float* weight;
   float alpha, beta, eps;
   int pieces;  // D / 8
+  int64_t rows;
   bool has_branch, writes_sum;
 };
 
-template <typename X, typename Out>
+template <typename X, typename Out, bool kByWarp>
 __global__ void __launch_bounds__(kMostThreads)
     AddNormKernel(const __grid_constant__ AddNormRows<X, Out> a) {
-  const int64_t row = blockIdx.x;
-  float weight[kPieces][8], sum[kPieces][8];
-  const auto piece = [](int i) { return static_cast<int>(threadIdx.x + i * blockDim.x); };
+  constexpr int kMost = kByWarp ? 1 : kPieces;
+  const Place<kByWarp> place;
+  const int64_t row = place.row;
+  float weight[kMost][8], sum[kMost][8];
+  const auto piece = [&](int i) { return place.Piece(i); };
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kMost; ++i) {
     if (piece(i) < a.pieces) Load8(a.weight + piece(i) * 8, weight[i]);
   }
   AllowNextKernel();
   AwaitEarlierKernels();
+  if (row >= a.rows) return;  // a warp's row: nobody waits for it
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kMost; ++i) {
     if (piece(i) < a.pieces) Load8(a.x.At(row, piece(i)), sum[i]);
   }
   if (a.has_branch) {
-    float branch[kPieces][8];
+    float branch[kMost][8];
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
+    for (int i = 0; i < kMost; ++i) {
       if (piece(i) < a.pieces) Load8(a.branch.At(row, piece(i)), branch[i]);
     }
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
+    for (int i = 0; i < kMost; ++i) {
       if (piece(i) >= a.pieces) continue;
 #pragma unroll
       for (int c = 0; c < 8; ++c) sum[i][c] = a.alpha * sum[i][c] + a.beta * branch[i][c];
@@ -88,15 +115,15 @@ __global__ void __launch_bounds__(kMostThreads)
   }
   float squares = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kMost; ++i) {
     if (piece(i) >= a.pieces) continue;
-    if (a.writes_sum) Store8(a.sum.At(row, piece(i)), sum[i]);
+    if (a.writes_sum) a.sum.Set8(row, piece(i) * 8, sum[i]);
 #pragma unroll
     for (int c = 0; c < 8; ++c) squares = fmaf(sum[i][c], sum[i][c], squares);
   }
-  const float scale = InverseRoot(BlockSum(squares), int64_t{a.pieces} * 8, a.eps);
+  const float scale = InverseRoot(place.Sum(squares), int64_t{a.pieces} * 8, a.eps);
 #pragma unroll
-  for (int i = 0; i < kPieces; ++i) {
+  for (int i = 0; i < kMost; ++i) {
     if (piece(i) >= a.pieces) continue;
     float y[8];
 #pragma unroll
@@ -138,7 +165,7 @@ struct GatedRows {
   const float* squares;  // null: from x
   float eps;
   int pieces;
-  int64_t width;
+  int64_t rows, width;
 };
 
 // Eight neighbours as they lie in memory: bf16 takes half the registers that way.
@@ -156,21 +183,24 @@ struct Packed {
   }
 };
 
-template <typename T>
+template <typename T, bool kByWarp>
 __global__ void __launch_bounds__(kMostGatedThreads)
     GatedNormKernel(const __grid_constant__ GatedRows<T> a) {
-  const int64_t row = blockIdx.x;
-  const auto piece = [](int i) { return static_cast<int>(threadIdx.x + i * blockDim.x); };
-  float weight[kGatedPieces][8];
+  constexpr int kMost = kByWarp ? 1 : kGatedPieces;
+  const Place<kByWarp> place;
+  const int64_t row = place.row;
+  const auto piece = [&](int i) { return place.Piece(i); };
+  float weight[kMost][8];
 #pragma unroll
-  for (int i = 0; i < kGatedPieces; ++i) {
+  for (int i = 0; i < kMost; ++i) {
     if (piece(i) < a.pieces) Load8(a.weight + piece(i) * 8, weight[i]);
   }
   AllowNextKernel();
   AwaitEarlierKernels();
-  Packed<T> x[kGatedPieces], gate[kGatedPieces];
+  if (row >= a.rows) return;  // a warp's row: nobody waits for it
+  Packed<T> x[kMost], gate[kMost];
 #pragma unroll
-  for (int i = 0; i < kGatedPieces; ++i) {
+  for (int i = 0; i < kMost; ++i) {
     if (piece(i) >= a.pieces) continue;
     x[i].Load(a.x.At(row, piece(i)));
     gate[i].Load(a.gate.At(row, piece(i)));
@@ -180,18 +210,18 @@ __global__ void __launch_bounds__(kMostGatedThreads)
     squares = a.squares[row];
   } else {
 #pragma unroll
-    for (int i = 0; i < kGatedPieces; ++i) {
+    for (int i = 0; i < kMost; ++i) {
       if (piece(i) >= a.pieces) continue;
       float v[8];
       x[i].Unpack(v);
 #pragma unroll
       for (int c = 0; c < 8; ++c) squares = fmaf(v[c], v[c], squares);
     }
-    squares = BlockSum(squares);
+    squares = place.Sum(squares);
   }
   const float scale = InverseRoot(squares, a.width, a.eps);
 #pragma unroll
-  for (int i = 0; i < kGatedPieces; ++i) {
+  for (int i = 0; i < kMost; ++i) {
     if (piece(i) >= a.pieces) continue;
     float v[8], g[8];
     x[i].Unpack(v);
@@ -297,6 +327,17 @@ dim3 RowGrid(int64_t rows) {
   return dim3(static_cast<unsigned>(rows));
 }
 
+// Few rows, those of decoding, keep a block each: they are spread over more multiprocessors.
+template <typename Kernel, typename Rows>
+void LaunchRows(Queue& queue, Kernel* by_block, Kernel* by_warp, const Rows& rows, int threads) {
+  if (rows.pieces <= 32 && rows.rows >= 32 * Multiprocessors()) {
+    LaunchOverlapped(queue, by_warp, RowGrid((rows.rows + kRowsByWarp - 1) / kRowsByWarp),
+                     32 * kRowsByWarp, 0, rows);
+  } else {
+    LaunchOverlapped(queue, by_block, RowGrid(rows.rows), threads, 0, rows);
+  }
+}
+
 }  // namespace
 
 void AddNorm(Queue& queue, const AddNormArgs& a) {
@@ -312,7 +353,7 @@ void AddNorm(Queue& queue, const AddNormArgs& a) {
   if (rows == 0 || a.x.dim(1) == 0) return;
   const bool common = width % 8 == 0 && width <= kMostInRegisters && HasAlignedRows(a.weight) &&
                       HasAlignedRows(a.x) && HasAlignedRows(branch) && HasAlignedRows(a.out) &&
-                      (sum.empty() || (HasAlignedRows(sum) && sum.dtype == DType::kF32)) &&
+                      (sum.empty() || HasAlignedRows(sum)) &&
                       (!has_branch || a.branch.dtype == a.out.dtype);
   if (!common) {
     Scratch scratch(queue);
@@ -346,17 +387,18 @@ void AddNorm(Queue& queue, const AddNormArgs& a) {
     WithElement(a.out, [&]<typename Out>() {
       const AddNormRows<X, Out> rows_of{.x = Matrix<X>(a.x),
                                         .branch = Matrix<Out>(branch),
-                                        .sum = Matrix<float>(sum),
+                                        .sum = AnyRows(sum),
                                         .out = Matrix<Out>(a.out),
                                         .weight = weight,
                                         .alpha = a.alpha,
                                         .beta = a.beta,
                                         .eps = a.eps,
                                         .pieces = pieces,
+                                        .rows = rows,
                                         .has_branch = has_branch,
                                         .writes_sum = writes_sum};
-      LaunchOverlapped(queue, AddNormKernel<X, Out>, RowGrid(rows), Threads(pieces, kPieces), 0,
-                       rows_of);
+      LaunchRows(queue, AddNormKernel<X, Out, false>, AddNormKernel<X, Out, true>, rows_of,
+                 Threads(pieces, kPieces));
     });
   });
 }
@@ -429,9 +471,10 @@ void GatedNorm(Queue& queue, const GatedNormArgs& a) {
                                .squares = squares,
                                .eps = a.eps,
                                .pieces = pieces,
+                               .rows = rows,
                                .width = a.width};
-    LaunchOverlapped(queue, GatedNormKernel<T>, RowGrid(rows), Threads(pieces, kGatedPieces), 0,
-                     rows_of);
+    LaunchRows(queue, GatedNormKernel<T, false>, GatedNormKernel<T, true>, rows_of,
+               Threads(pieces, kGatedPieces));
   });
 }
 

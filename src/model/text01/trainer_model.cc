@@ -57,9 +57,10 @@ class Trainer final : public TrainerModel {
     Scratch scratch(queue_);
     const TrainPass pass = MakePass(batch, scratch);
     Balance balance(options_.auxiliary_form, config_.num_experts);
-    TrainLosses losses = Forward(pass, batch, balance);
+    const Tensor x = scratch.GetRows(type_, pass.rows, config_.hidden_size);
     const Tensor d_h = scratch.GetRows(type_, pass.rows, config_.hidden_size);
-    Head(batch, scale, &d_h, losses);
+    TrainLosses losses = Forward(pass, batch, balance, x);
+    Head(batch, scale, x, &d_h, losses);
     Backward(pass, batch, balance, auxiliary_scale * options_.auxiliary_coefficient, d_h);
     return losses;
   }
@@ -68,8 +69,9 @@ class Trainer final : public TrainerModel {
     Scratch scratch(queue_);
     const TrainPass pass = MakePass(batch, scratch);
     Balance balance(options_.auxiliary_form, config_.num_experts);
-    TrainLosses losses = Forward(pass, batch, balance);
-    Head(batch, 0.0, nullptr, losses);
+    const Tensor x = scratch.GetRows(type_, pass.rows, config_.hidden_size);
+    TrainLosses losses = Forward(pass, batch, balance, x);
+    Head(batch, 0.0, x, nullptr, losses);
     return losses;
   }
 
@@ -131,30 +133,45 @@ class Trainer final : public TrainerModel {
                          .sum = after});
   }
 
-  // With DeepNorm (post_norm) the residual carries the norm of a sub-layer's input, without it what
-  // was normalised.
-  TrainLosses Forward(const TrainPass& pass, const TrainBatch& batch, Balance& balance) {
+  // The residual after a sub-layer whose input was x, the norm of `before`, and the norm of that:
+  // x of the next. With DeepNorm (post_norm) the residual carries x, without it what was
+  // normalised.
+  void AddAndNorm(const Residual& residual, const Tensor& before, const Tensor& branch,
+                  const Tensor& after, const TrainTensor& weight, const Tensor& x) {
+    AddNorm(queue_, {.x = config_.post_norm ? x : before,
+                     .branch = branch,
+                     .alpha = static_cast<float>(residual.alpha),
+                     .beta = static_cast<float>(residual.beta),
+                     .weight = weight.value,
+                     .eps = static_cast<float>(config_.norm_eps),
+                     .sum = after,
+                     .out = x});
+  }
+
+  // Leaves the last norm in x [T, D].
+  TrainLosses Forward(const TrainPass& pass, const TrainBatch& batch, Balance& balance,
+                      const Tensor& x) {
     TrainLosses losses;
     Scratch scratch(queue_);
-    const Tensor x = scratch.GetRows(type_, pass.rows, config_.hidden_size);
     const Tensor branch = scratch.GetRows(type_, pass.rows, config_.hidden_size);
     EmbedRows(queue_, batch.ids, parameters_.embedding.value, layers_[0].before_attention);
+    Norm(layers_[0].before_attention, parameters_.layers[0].input_norm, x);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const TrainLayer& layer = parameters_.layers[i];
       KeptLayer& kept = layers_[i];
-      Norm(kept.before_attention, layer.input_norm, x);
       if (layer.kind == LayerKind::kLightning) {
         LightningForward(pass, layer, kept, x, branch);
       } else {
         SoftmaxForward(pass, layer, kept, x, branch);
       }
-      Add(AttentionResidual(layer.kind), config_.post_norm ? x : kept.before_attention, branch,
-          kept.before_mlp);
+      AddAndNorm(AttentionResidual(layer.kind), kept.before_attention, branch, kept.before_mlp,
+                 layer.mlp_norm, x);
 
-      Norm(kept.before_mlp, layer.mlp_norm, x);
       MlpForward(pass, layer, kept, x, branch);
-      Add(config_.mlp_residual, config_.post_norm ? x : kept.before_mlp, branch,
-          i + 1 < layers_.size() ? layers_[i + 1].before_attention : last_);
+      const bool is_last = i + 1 == layers_.size();
+      AddAndNorm(config_.mlp_residual, kept.before_mlp, branch,
+                 is_last ? last_ : layers_[i + 1].before_attention,
+                 is_last ? parameters_.final_norm : parameters_.layers[i + 1].input_norm, x);
       if (config_.num_experts == 0) continue;
       balance.AddLayer(kept.dispatch);
       losses.expert_rows.push_back(kept.dispatch.counts);
@@ -164,11 +181,9 @@ class Trainer final : public TrainerModel {
     return losses;
   }
 
-  // The last norm, the product with the head, and its loss; with d_h the gradients as well.
-  void Head(const TrainBatch& batch, double scale, const Tensor* d_h, TrainLosses& losses) {
-    Scratch scratch(queue_);
-    const Tensor x = scratch.GetRows(type_, last_.dim(0), config_.hidden_size);
-    Norm(last_, parameters_.final_norm, x);
+  // The product of the last norm, x, with the head, and its loss; with d_h the gradients as well.
+  void Head(const TrainBatch& batch, double scale, const Tensor& x, const Tensor* d_h,
+            TrainLosses& losses) {
     LinearCrossEntropyArgs args{.x = x,
                                 .weight = parameters_.head.weight,
                                 .targets = batch.targets,
