@@ -83,17 +83,21 @@ struct SwiGluRows {
   AnyRows gate, up, d_out, d_gate, d_up, out;
   const float* weight;  // null: 1
   float* d_weight;      // null: nobody reads it
-  int64_t width;
+  int64_t rows, width;
 };
 
-// A block a row. The row's sum: a thread's numbers in order, lanes in halves, warps in order.
-template <int kWide>
+// A block a row, or a warp where one piece of a row a lane is all of it: eight rows a block then.
+// The row's sum: a thread's numbers in order, lanes in halves, warps in order.
+template <int kWide, bool kByWarp>
 __global__ void __launch_bounds__(kThreads)
     SwiGluBackwardRows(const __grid_constant__ SwiGluRows m) {
-  const int64_t row = blockIdx.x;
+  const int64_t row = kByWarp ? blockIdx.x * int64_t{kThreads / 32} + threadIdx.x / 32 : blockIdx.x;
+  if (row >= m.rows) return;
+  const unsigned thread = kByWarp ? threadIdx.x % 32 : threadIdx.x;
+  const unsigned threads = kByWarp ? 32 : blockDim.x;
   const float weight = m.weight ? m.weight[row] : 1.0f;
   float sum = 0.0f;
-  for (int64_t i = threadIdx.x * kWide; i < m.width; i += blockDim.x * kWide) {
+  for (int64_t i = thread * kWide; i < m.width; i += threads * kWide) {
     float gate[kWide], up[kWide], dy[kWide], out[kWide];
     Get(m.gate, row, i, gate);
     Get(m.up, row, i, up);
@@ -112,14 +116,18 @@ __global__ void __launch_bounds__(kThreads)
     Set(m.d_up, row, i, up);
   }
   if (m.d_weight == nullptr) return;
-  __shared__ float warps[kThreads / 32];
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (unsigned w = 1; w < blockDim.x / 32; ++w) sum += warps[w];
-  m.d_weight[row] = sum;
+  if constexpr (kByWarp) {
+    if (thread == 0) m.d_weight[row] = sum;
+  } else {
+    __shared__ float warps[kThreads / 32];
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (unsigned w = 1; w < blockDim.x / 32; ++w) sum += warps[w];
+    m.d_weight[row] = sum;
+  }
 }
 
 }  // namespace
@@ -154,16 +162,20 @@ void SwiGluBackward(Queue& queue, const SwiGluBackwardArgs& a) {
                      .out = AnyRows(a.out),
                      .weight = by_row(a.weight),
                      .d_weight = by_row(a.d_weight),
+                     .rows = rows,
                      .width = width};
   if (rows == 0) return;
   const bool wide = AreAligned({&a.gate, &a.up, &a.d_out, &a.d_gate, &a.d_up, &a.out});
   const int64_t pieces = std::max<int64_t>(1, wide ? width / 8 : width);
   const auto threads = static_cast<unsigned>(std::min<int64_t>(kThreads, (pieces + 31) / 32 * 32));
   const auto blocks = static_cast<unsigned>(rows);
-  if (wide) {
-    SwiGluBackwardRows<8><<<blocks, threads, 0, queue.stream()>>>(m);
+  if (wide && threads == 32) {
+    constexpr unsigned kRows = kThreads / 32;
+    SwiGluBackwardRows<8, true><<<(blocks + kRows - 1) / kRows, kThreads, 0, queue.stream()>>>(m);
+  } else if (wide) {
+    SwiGluBackwardRows<8, false><<<blocks, threads, 0, queue.stream()>>>(m);
   } else {
-    SwiGluBackwardRows<1><<<blocks, threads, 0, queue.stream()>>>(m);
+    SwiGluBackwardRows<1, false><<<blocks, threads, 0, queue.stream()>>>(m);
   }
   CheckLaunch();
 }
