@@ -9,9 +9,15 @@ namespace {
 
 CUtensorMap MapOfW(const GroupedGemmArgs& a) {
   const bool int8 = a.group > 0;
-  const int64_t row_bytes = a.k * (int8 ? 1 : 2), rows = a.num_experts * a.n;
+  const int64_t row_bytes = a.k * (int8 ? 1 : 2);
+  const int64_t rows = (a.num_experts - 1) * a.expert_rows + a.n;
   const auto type = int8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const auto swizzle = int8 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B;
+  if (a.transposed) {
+    return MakeTensorMap(a.w, {.dims = {a.n, (a.num_experts - 1) * a.expert_rows + a.k},
+                               .strides = {2 * a.n},
+                               .box = {kTileW / 2, kStepK}});
+  }
   if (!a.w_up) {
     return MakeTensorMap(a.w, {.type = type,
                                .dims = {a.k, rows},
@@ -44,6 +50,13 @@ void CheckShapes(const GroupedGemmArgs& a) {
         "GroupedGemm takes rows that begin at multiples of 16 bytes");
   Check(a.out_type == DType::kBF16 || (a.out_type == DType::kF32 && !a.w_up && a.group == 0),
         "GroupedGemm does not write this type");
+  Check(!a.transposed ||
+            (a.k % kStepK == 0 && a.out_type == DType::kBF16 && !a.w_up && !a.silu && a.group == 0),
+        "GroupedGemm takes transposed weights of bf16 with K in multiples of 64");
+  Check(a.expert_rows >= (a.transposed ? a.k : a.n) &&
+            (a.expert_rows == a.n || (!a.w_up && a.group == 0)) &&
+            a.num_experts * a.expert_rows < int64_t{1} << 31,
+        "GroupedGemm: experts' weights overlap, or there are too many rows of them");
   Check(!a.pair_order || (a.n % 16 == 0 && a.w_up), "GroupedGemm permutes gated outputs only");
 }
 
@@ -60,8 +73,10 @@ void LaunchBf16Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, D
   }
 }
 
-void GroupedGemm(Queue& queue, const GroupedGemmArgs& a) {
-  if (a.num_rows == 0) return;
+void GroupedGemm(Queue& queue, const GroupedGemmArgs& args) {
+  if (args.num_rows == 0) return;
+  GroupedGemmArgs a = args;
+  if (a.expert_rows == 0) a.expert_rows = a.transposed ? a.k : a.n;
   CheckShapes(a);
   const bool gated = a.w_up != nullptr, up_first = gated && a.w_up < a.w;
   GroupedGemmParams p{};
@@ -81,6 +96,7 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& a) {
   p.log_group = a.group > 0 ? std::countr_zero(static_cast<uint64_t>(a.group)) : 0;
   p.n = static_cast<int>(a.n);
   p.k = static_cast<int>(a.k);
+  p.expert_rows = static_cast<int>(a.expert_rows);
   p.up_first = up_first;
   p.silu = a.silu;
   p.pair_order = a.pair_order;
@@ -97,6 +113,8 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& a) {
   const int64_t num_tiles = (a.n + rows_w - 1) / rows_w * tiles_x;
   if (a.group > 0) {
     LaunchInt8Gemm(queue, p, gated, num_tiles);
+  } else if (a.transposed) {
+    LaunchTransposedGemm(queue, p, num_tiles);
   } else {
     LaunchBf16Gemm(queue, p, gated, a.out_type, num_tiles);
   }

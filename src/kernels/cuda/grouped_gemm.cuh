@@ -13,6 +13,9 @@
 //
 // With w_up, a tile is 64 rows of each matrix, eight and eight in turn, so that a thread holds the
 // sum over w (registers 0 and 1 of four) and over w_up (2 and 3) of the same outputs.
+//
+// Transposed weights [k][n] come as two boxes of 64 rows of k by 64 of n, one for each of
+// warpgroups 1 and 2, and are an operand whose m varies fastest.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -42,7 +45,8 @@ struct GroupedGemmParams {
   int64_t num_scales;     // a row
   int log_group;
   int n, k;
-  bool up_first;  // the tile's first eight rows are w_up's
+  int expert_rows;  // of w, from an expert's first to the next one's
+  bool up_first;    // the tile's first eight rows are w_up's
   bool silu;
   bool pair_order;
   void* out;
@@ -54,6 +58,7 @@ struct GroupedGemmParams {
 void LaunchBf16Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, DType out_type,
                     int64_t num_tiles);
 void LaunchInt8Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, int64_t num_tiles);
+void LaunchTransposedGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
 
 namespace {
 
@@ -207,7 +212,7 @@ __device__ __forceinline__ int AwaitTile(const Shared& s, const Ring& ring, uint
   return s.next[ring.stage];
 }
 
-template <Store kStore, bool kInt8>
+template <Store kStore, bool kInt8, bool kTransposed>
 __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared& s, int rank) {
   constexpr int kRowsW = kStore == Store::kGated ? kTileW / 2 : kTileW;
   TileWalk<kInt8> walk(p, kRowsW);
@@ -228,8 +233,12 @@ __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared
       BarrierExpect(full, bytes);
       if constexpr (kStore == Store::kGated) {
         TmaLoad(w, &p.w, full, k, 0, 0, tile.expert * (p.n / 8) + row_w / 8);
+      } else if constexpr (kTransposed) {
+        const int row_k = tile.expert * p.expert_rows + k;
+        TmaLoad(w, &p.w, full, row_w, row_k);
+        TmaLoad(w + kBytesW<false> / 2, &p.w, full, row_w + kTileW / 2, row_k);
       } else {
-        TmaLoad(w, &p.w, full, k, tile.expert * p.n + row_w);
+        TmaLoad(w, &p.w, full, k, tile.expert * p.expert_rows + row_w);
       }
       TmaLoadMulticast(w + kBytesW<kInt8> + rank * half * kStepK * 2, &p.x[tile.units - 1], full, 3,
                        k, row_x);
@@ -258,13 +267,13 @@ __device__ __forceinline__ float (&Part(float (&v)[kAll]))[kCount] {
 template <int kRows>
 constexpr int kFirstRows = kRows <= 256 ? kRows : (kRows == 320 ? 160 : 192);
 
-// sum += w x for 16 inputs.
-template <int kRows>
+// sum += w x for 16 inputs. kTransW 1: w is [inputs][64].
+template <int kRows, int kTransW>
 __device__ __forceinline__ void MultiplySs(float (&sum)[kRows / 2], uint64_t w, uint64_t x) {
   constexpr int kFirst = kFirstRows<kRows>, kSecond = kRows - kFirst;
-  WgmmaSs<0, 0>(Part<0, kFirst / 2>(sum), w, x, 1);
+  WgmmaSs<kTransW, 0>(Part<0, kFirst / 2>(sum), w, x, 1);
   if constexpr (kSecond > 0) {
-    WgmmaSs<0, 0>(Part<kFirst / 2, kSecond / 2>(sum), w, x + (kFirst * kStepK * 2 >> 4), 1);
+    WgmmaSs<kTransW, 0>(Part<kFirst / 2, kSecond / 2>(sum), w, x + (kFirst * kStepK * 2 >> 4), 1);
   }
 }
 
@@ -279,11 +288,12 @@ __device__ __forceinline__ void MultiplyRs(float (&sum)[kRows / 2], const uint32
 }
 
 // The sums of a tile. Returns the last stage, which is still this warp's to release.
-template <int kRows>
+template <int kRows, bool kTransposed>
 __device__ __forceinline__ int Multiply(const GroupedGemmParams& p, const Shared& s, Ring& ring,
                                         int consumer, float (&sum)[kRows / 2]) {
   const uint64_t w = WgmmaDescriptor(s.stages + consumer * 64 * kStepK * 2);
   const uint64_t x = WgmmaDescriptor(s.stages + kBytesW<false>);
+  constexpr uint64_t kNextW = kTransposed ? 16 * 128 >> 4 : 2;  // 16 inputs further
   int last = -1;
   for (int k = 0; k < p.k; k += kStepK) {
     BarrierWait(&s.full[ring.stage], ring.parity);
@@ -291,7 +301,7 @@ __device__ __forceinline__ int Multiply(const GroupedGemmParams& p, const Shared
     WgmmaFence();
 #pragma unroll
     for (int i = 0; i < kStepK / 16; ++i) {
-      MultiplySs<kRows>(sum, w + offset + 2 * i, x + offset + 2 * i);
+      MultiplySs<kRows, kTransposed ? 1 : 0>(sum, w + offset + kNextW * i, x + offset + 2 * i);
     }
     WgmmaCommit();
     WgmmaWait<1>();
@@ -535,7 +545,7 @@ __device__ __forceinline__ void StoreF32(const GroupedGemmParams& p, const Tile&
   }
 }
 
-template <Store kStore, bool kInt8, int kRows>
+template <Store kStore, bool kInt8, bool kTransposed, int kRows>
 __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Shared& s, Ring& ring,
                                             const Tile& tile, int rank, int consumer) {
   constexpr int kRowsW = kStore == Store::kGated ? kTileW / 2 : kTileW;
@@ -552,7 +562,7 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
     Int8Rows rows(p, row, kGated ? row : row + 8);
     last = MultiplyInt8<kRows>(p, s, ring, consumer, rows, sum);
   } else {
-    last = Multiply<kRows>(p, s, ring, consumer, sum);
+    last = Multiply<kRows, kTransposed>(p, s, ring, consumer, sum);
   }
   // The last weights that this warpgroup alone has read make room for its sums.
   uint8_t* const staging =
@@ -577,18 +587,18 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
 }
 
 // ConsumeTile for the tile's number of units, one of those that FitUnits gives.
-template <Store kStore, bool kInt8, int kUnits = kMostUnits<kInt8>>
+template <Store kStore, bool kInt8, bool kTransposed, int kUnits = kMostUnits<kInt8>>
 __device__ __forceinline__ void ConsumeUnits(const GroupedGemmParams& p, const Shared& s,
                                              Ring& ring, const Tile& tile, int rank, int consumer) {
   if (tile.units == kUnits) {
-    ConsumeTile<kStore, kInt8, kUnits * kUnit>(p, s, ring, tile, rank, consumer);
+    ConsumeTile<kStore, kInt8, kTransposed, kUnits * kUnit>(p, s, ring, tile, rank, consumer);
   } else if constexpr (kUnits > 1) {
     constexpr int kNext = FitUnits<kInt8>(kUnits - 1) == kUnits - 1 ? kUnits - 1 : kUnits - 2;
-    ConsumeUnits<kStore, kInt8, kNext>(p, s, ring, tile, rank, consumer);
+    ConsumeUnits<kStore, kInt8, kTransposed, kNext>(p, s, ring, tile, rank, consumer);
   }
 }
 
-template <Store kStore, bool kInt8>
+template <Store kStore, bool kInt8, bool kTransposed>
 __device__ __forceinline__ void Consume(const GroupedGemmParams& p, const Shared& s, int rank,
                                         int consumer) {
   Ring ring;
@@ -596,11 +606,11 @@ __device__ __forceinline__ void Consume(const GroupedGemmParams& p, const Shared
     BarrierWait(&s.full[ring.stage], ring.parity);
     const Tile tile = s.tiles[ring.stage];
     if (tile.units == 0) return;
-    ConsumeUnits<kStore, kInt8>(p, s, ring, tile, rank, consumer);
+    ConsumeUnits<kStore, kInt8, kTransposed>(p, s, ring, tile, rank, consumer);
   }
 }
 
-template <Store kStore, bool kInt8>
+template <Store kStore, bool kInt8, bool kTransposed>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     GemmKernel(const __grid_constant__ GroupedGemmParams p) {
   extern __shared__ uint8_t memory[];
@@ -628,26 +638,26 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
   ClusterSync();
   if (warpgroup == 0) {
     RegistersDown<40>();
-    if (threadIdx.x == 0) Produce<kStore, kInt8>(p, s, rank);
+    if (threadIdx.x == 0) Produce<kStore, kInt8, kTransposed>(p, s, rank);
     __syncwarp();
   } else {
     RegistersUp<232>();
-    Consume<kStore, kInt8>(p, s, rank, warpgroup - 1);
+    Consume<kStore, kInt8, kTransposed>(p, s, rank, warpgroup - 1);
   }
   ClusterSync();  // the other block may still send here
 }
 
-template <Store kStore, bool kInt8>
+template <Store kStore, bool kInt8, bool kTransposed = false>
 void LaunchGemm(Queue& queue, const GroupedGemmParams& p, int64_t num_tiles) {
   constexpr int kBytes = kSharedBytes<kInt8>;
   static const bool enlarged = [] {
-    CheckCuda(cudaFuncSetAttribute(GemmKernel<kStore, kInt8>,
+    CheckCuda(cudaFuncSetAttribute(GemmKernel<kStore, kInt8, kTransposed>,
                                    cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
     return true;
   }();
   static_cast<void>(enlarged);
   const int64_t clusters = std::min<int64_t>(num_tiles, Multiprocessors() / 2);
-  GemmKernel<kStore, kInt8>
+  GemmKernel<kStore, kInt8, kTransposed>
       <<<static_cast<unsigned>(2 * clusters), kThreads, kBytes, queue.stream()>>>(p);
   CheckLaunch();
 }

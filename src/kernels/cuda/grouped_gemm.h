@@ -2,6 +2,7 @@
 //
 //   out[r, n] = sum over k of x[r, k] w[e, n, k]                  for the rows r of expert e
 //   out[r, n] = SiLU(w[e, n] . x[r]) * (w_up[e, n] . x[r])        where there is a w_up
+//   out[r, n] = sum over k of x[r, k] w[e, k, n]                  with `transposed`
 //
 // Letters   R rows, E experts, N outputs, K inputs, all of them known to the CPU. Which rows are
 //           whose is read on the GPU.
@@ -9,7 +10,8 @@
 //           An int8 weight times its scale is rounded to bf16, as a stored bf16 weight was.
 // Order     k ascending in steps of 16, as the tensor cores add them. A row's bits do not depend
 //           on the other rows.
-// Limits    K and N multiples of 8, for int8 of 16; rows of x and out aligned to 16 bytes.
+// Limits    K and N multiples of 8, for int8 of 16; K of 64 with `transposed`, which takes bf16
+//           weights and writes bf16; rows of x and out aligned to 16 bytes.
 // Cost      2 R N K flops. docs/derivations/moe_cuda.md.
 #pragma once
 
@@ -39,12 +41,16 @@ struct GroupedGemmArgs {
   const RowGroup* groups = nullptr;
   const int32_t* num_groups = nullptr;
 
-  const void* w = nullptr;       // [E, N, K]
+  const void* w = nullptr;       // [E, N, K], or [E, K, N] with `transposed`
   const void* w_up = nullptr;    // the same shape, or none
   const bf16* scales = nullptr;  // int8: [E, N, ceil(K / group)]
   const bf16* scales_up = nullptr;
   int64_t group = 0;  // 32, 64 or 128; 0: the weights are bf16
   int64_t num_experts = 1;
+  // Rows of w from an expert's first to the next one's; 0: as many as it has. Of bf16 weights
+  // without w_up only.
+  int64_t expert_rows = 0;
+  bool transposed = false;
   int64_t n = 0;
   int64_t k = 0;
 
