@@ -1,11 +1,14 @@
 #include "kernels/gemm/gemm_backward_cuda.h"
 
 #include <algorithm>
+#include <optional>
+#include <vector>
 
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/grouped_gemm.h"
 
 namespace mm01::cuda {
 namespace {
@@ -87,6 +90,64 @@ __global__ void __launch_bounds__(kThreads) Tile(const __grid_constant__ Plain<A
   }
 }
 
+// c = a b with few columns, as of a router: a [M, k] bf16, b^T [N, k] float32. A warp takes four
+// rows by eight columns, a lane eight neighbours of every 256 along k. The lanes' sums are added in
+// halves, each lane keeping half of the sums it had, so that in the end lane 8 i + j holds column j
+// of row i.
+constexpr int kNarrowRows = 4, kNarrowColumns = 8;
+static_assert(kNarrowRows * kNarrowColumns == 32);
+
+struct Narrow {
+  const bf16* a;
+  const float* b;
+  float* c;
+  int64_t lda, ldb, ldc;
+  int64_t m;
+  int n, k;
+  bool add;
+};
+
+__global__ void __launch_bounds__(kThreads, 2) NarrowRows(const __grid_constant__ Narrow p) {
+  const int lane = threadIdx.x % 32, first_column = static_cast<int>(blockIdx.y) * kNarrowColumns;
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  const int64_t first_row = warp * kNarrowRows;
+  if (first_row >= p.m) return;
+  float sum[32] = {};
+  for (int k = lane * 8; k < p.k; k += 256) {
+    float a[kNarrowRows][8];
+#pragma unroll
+    for (int i = 0; i < kNarrowRows; ++i) {  // a row beyond the last is worked out and not kept
+      Load8(p.a + min(first_row + i, p.m - 1) * p.lda + k, a[i]);
+    }
+#pragma unroll
+    for (int j = 0; j < kNarrowColumns; ++j) {
+      float b[8];
+      Load8(p.b + static_cast<int64_t>(min(first_column + j, p.n - 1)) * p.ldb + k, b);
+#pragma unroll
+      for (int i = 0; i < kNarrowRows; ++i) {
+#pragma unroll
+        for (int at = 0; at < 8; ++at) {
+          sum[kNarrowColumns * i + j] = fmaf(a[i][at], b[at], sum[kNarrowColumns * i + j]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int half = 16; half > 0; half /= 2) {
+    const bool upper = lane & half;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float others = upper ? sum[i] : sum[i + half];
+      sum[i] = (upper ? sum[i + half] : sum[i]) + __shfl_xor_sync(~0u, others, half);
+    }
+  }
+  const int64_t row = first_row + lane / kNarrowColumns;
+  const int column = first_column + lane % kNarrowColumns;
+  if (row >= p.m || column >= p.n) return;
+  float* const to = p.c + row * p.ldc + column;
+  *to = p.add ? *to + sum[0] : sum[0];
+}
+
 struct Sizes {
   int64_t m, n, k;
 };
@@ -146,18 +207,128 @@ void LaunchPlain(Queue& queue, const MatMulArgs& args, const Sizes& s) {
   CheckLaunch();
 }
 
+bool IsNarrow(const MatMulArgs& p, const Sizes& s) {
+  constexpr int64_t kMostColumns = 256;
+  return p.a.dtype == DType::kBF16 && p.b.dtype == DType::kF32 && p.c.dtype == DType::kF32 &&
+         !p.transpose_a && p.transpose_b && s.n <= kMostColumns && s.k % 8 == 0 &&
+         s.k < int64_t{1} << 30 && HasAlignedRows(p.a) && HasAlignedRows(p.b);
+}
+
+void LaunchNarrow(Queue& queue, const MatMulArgs& args, const Sizes& s) {
+  const Narrow p{.a = static_cast<const bf16*>(args.a.data),
+                 .b = static_cast<const float*>(args.b.data),
+                 .c = static_cast<float*>(args.c.data),
+                 .lda = args.a.stride[0],
+                 .ldb = args.b.stride[0],
+                 .ldc = args.c.stride[0],
+                 .m = s.m,
+                 .n = static_cast<int>(s.n),
+                 .k = static_cast<int>(s.k),
+                 .add = args.add};
+  constexpr int64_t kBlockRows = kThreads / 32 * kNarrowRows;
+  const dim3 grid(static_cast<unsigned>((s.m + kBlockRows - 1) / kBlockRows),
+                  static_cast<unsigned>((s.n + kNarrowColumns - 1) / kNarrowColumns));
+  NarrowRows<<<grid, kThreads, 0, queue.stream()>>>(p);
+  CheckLaunch();
+}
+
+// Bytes from one tensor's first element to another's.
+int64_t Distance(const Tensor& from, const Tensor& to) {
+  return static_cast<const std::byte*>(to.data) - static_cast<const std::byte*>(from.data);
+}
+
+// Problems as one product of sorted rows with the matrices of their experts.
+struct GroupedProduct {
+  GroupedGemmArgs args;
+  std::vector<RowGroup> groups;
+};
+
+// All but the rows of a and of c, which differ, is as in the first problem.
+bool IsAlike(const MatMulArgs& p, const MatMulArgs& first) {
+  return !p.transpose_a && !p.add && p.transpose_b == first.transpose_b &&
+         p.a.dtype == DType::kBF16 && p.b.dtype == DType::kBF16 && p.c.dtype == DType::kBF16 &&
+         p.a.stride == first.a.stride && p.c.stride == first.c.stride &&
+         p.b.shape == first.b.shape && p.b.stride == first.b.stride;
+}
+
+// Nothing where the problems are none: rows of a and of c must follow each other, and the b, all of
+// one shape, lie equally far apart.
+std::optional<GroupedProduct> AsGrouped(std::span<const MatMulArgs> problems) {
+  if (problems.size() < 2) return std::nullopt;
+  const MatMulArgs& first = problems[0];
+  const Tensor &a = first.a, &b = first.b, &c = first.c;
+  const bool transposed = !first.transpose_b;
+  const auto count = static_cast<int64_t>(problems.size());
+  const Sizes sizes = CheckShapes(first);
+  if (sizes.n == 0 || sizes.k == 0 || sizes.n % 8 != 0 || sizes.k % (transposed ? 64 : 8) != 0 ||
+      b.stride[0] != b.dim(1) || !HasAlignedRows(a) || !HasAlignedRows(b) || !HasAlignedRows(c)) {
+    return std::nullopt;
+  }
+  const int64_t row_bytes = b.dim(1) * SizeOf(b.dtype), distance = Distance(b, problems[1].b);
+  if (distance % row_bytes != 0 || distance < row_bytes * b.dim(0) ||
+      distance / row_bytes * count >= int64_t{1} << 31) {
+    return std::nullopt;
+  }
+  GroupedProduct product;
+  int64_t rows = 0;
+  for (int64_t e = 0; e < count; ++e) {
+    const MatMulArgs& p = problems[static_cast<size_t>(e)];
+    const int64_t m = CheckShapes(p).m;
+    const bool follows = Distance(a, p.a) == rows * a.stride[0] * SizeOf(a.dtype) &&
+                         Distance(c, p.c) == rows * c.stride[0] * SizeOf(c.dtype);
+    if (!IsAlike(p, first) || (m > 0 && !follows) || Distance(b, p.b) != e * distance) {
+      return std::nullopt;
+    }
+    for (int64_t at = 0; at < m; at += kMaxGroupRows) {
+      product.groups.push_back({.expert = static_cast<int32_t>(e),
+                                .rows = static_cast<int32_t>(std::min(kMaxGroupRows, m - at)),
+                                .first = rows + at});
+    }
+    rows += m;
+  }
+  product.args = {.x = a.data,
+                  .x_stride = a.stride[0],
+                  .num_rows = rows,
+                  .w = b.data,
+                  .num_experts = count,
+                  .expert_rows = distance / row_bytes,
+                  .transposed = transposed,
+                  .n = sizes.n,
+                  .k = sizes.k,
+                  .out = c.data,
+                  .out_stride = c.stride[0]};
+  return product;
+}
+
+void Multiply(Queue& queue, const GroupedProduct& product) {
+  if (product.groups.empty()) return;
+  // The number of groups goes ahead of them, so that one copy does.
+  std::vector<RowGroup> table = {{.expert = static_cast<int32_t>(product.groups.size())}};
+  table.insert(table.end(), product.groups.begin(), product.groups.end());
+  Scratch scratch(queue);
+  auto* const there = scratch.Get<RowGroup>(std::ssize(table));
+  queue.CopyToDevice(there, table.data(),
+                     std::ssize(table) * static_cast<int64_t>(sizeof(RowGroup)));
+  GroupedGemmArgs args = product.args;
+  args.groups = there + 1;
+  args.num_groups = &there->expert;
+  GroupedGemm(queue, args);
+}
+
 }  // namespace
 
 void MatMul(Queue& queue, const MatMulArgs& p) {
   const Sizes s = CheckShapes(p);
   if (s.m == 0 || s.n == 0 || (s.k == 0 && p.add)) return;
   if (s.k > 0 && ByLibrary(queue, p, s)) return;
+  if (IsNarrow(p, s)) return LaunchNarrow(queue, p, s);
   WithElement(p.a, [&]<typename A>() {
     WithElement(p.b, [&]<typename B>() { LaunchPlain<A, B>(queue, p, s); });
   });
 }
 
 void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems) {
+  if (const auto product = AsGrouped(problems)) return Multiply(queue, *product);
   for (const MatMulArgs& p : problems) cuda::MatMul(queue, p);
 }
 

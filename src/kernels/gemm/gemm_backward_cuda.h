@@ -1,6 +1,10 @@
 // gemm_backward.h on a GPU: a, b and c may each be float32 or bf16. What a and b share a type for,
 // with c of that type or float32 and rows at multiples of 16 bytes, goes through cuBLASLt
-// (kernels/cuda/cublaslt.h); all else is added up in float32, one chain over k for each number.
+// (kernels/cuda/cublaslt.h). A router's logits, few columns of bf16 a and float32 b, are added up
+// in 32 chains, all else in one chain over k for each number, both in float32.
+//
+// MatMulMany takes one launch (kernels/cuda/grouped_gemm.h) for experts of bf16 whose rows of a and
+// of c follow each other, and whose b, of one shape, lie equally far apart in memory.
 #pragma once
 
 #include <span>

@@ -141,25 +141,103 @@ TEST_F(MatMulCuda, RunsGiveTheSameBits) {
   EXPECT_TRUE(SameBits(results[2], results[0]));
 }
 
-// Experts side by side, some with no rows.
-TEST_F(MatMulCuda, ManyAreEachAsOne) {
-  constexpr int64_t kWidth = 64, kRows = 200;
-  const int64_t offset[] = {0, 0, 65, 65, 128, kRows};
-  const Matrix x(queue(), kBF16, 1, kRows, kWidth, kWidth);
-  const Matrix w(queue(), kBF16, 2, 5 * kWidth, kWidth, kWidth);
-  const Matrix many(queue(), kBF16, 3, kRows, kWidth, kWidth);
-  const Matrix one(queue(), kBF16, 3, kRows, kWidth, kWidth);
-  std::vector<MatMulArgs> problems;
-  for (int64_t e = 0; e < 5; ++e) {
-    MatMulArgs args{x.tensor().Rows(offset[e], offset[e + 1]),
-                    w.tensor().Rows(e * kWidth, (e + 1) * kWidth),
-                    many.tensor().Rows(offset[e], offset[e + 1]), false, true};
-    problems.push_back(args);
-    args.c = one.tensor().Rows(offset[e], offset[e + 1]);
-    MatMul(queue(), args);
+// Experts side by side with as much between their matrices as they have, like w1 of w1, w3 and w2.
+struct Experts {
+  std::vector<int64_t> rows;
+  int64_t n, k;
+};
+
+class ExpertsCuda : public MatMulCuda {
+ protected:
+  // Multiplies and compares with the sum.
+  void Check(const Experts& e, bool transpose_b, const Types& types) {
+    SCOPED_TRACE(testing::Message() << "N " << e.n << ", K " << e.k << (transpose_b ? ", w^T" : "")
+                                    << ", to " << ToString(types.c));
+    int64_t rows = 0;
+    for (const int64_t m : e.rows) rows += m;
+    const int64_t w_rows = transpose_b ? e.n : e.k, w_width = transpose_b ? e.k : e.n;
+    const Matrix x(queue(), types.a, 1, rows, e.k, e.k + 8);
+    const Matrix w(queue(), types.b, 2, std::ssize(e.rows) * 2 * w_rows, w_width, w_width);
+    const Matrix out(queue(), types.c, 3, rows, e.n, e.n + 16);
+    std::vector<MatMulArgs> problems;
+    std::vector<double> want;
+    for (int64_t i = 0, first = 0; i < std::ssize(e.rows); ++i) {
+      const int64_t m = e.rows[static_cast<size_t>(i)];
+      problems.push_back({x.tensor().Rows(first, first + m),
+                          w.tensor().Rows(2 * i * w_rows, (2 * i + 1) * w_rows),
+                          out.tensor().Rows(first, first + m), false, transpose_b});
+      for (int64_t r = first; r < first + m; ++r) {
+        for (int64_t column = 0; column < e.n; ++column) {
+          double sum = 0.0;
+          for (int64_t at = 0; at < e.k; ++at) {
+            sum += x.at(r, at) * (transpose_b ? w.at(2 * i * w_rows + column, at)
+                                              : w.at(2 * i * w_rows + at, column));
+          }
+          want.push_back(sum);
+        }
+      }
+      first += m;
+    }
+    MatMulMany(queue(), problems);
+    EXPECT_LE(RelativeError(RowsOf(out), want), types.c == kF32 ? 1e-5 : 3e-3);
   }
-  MatMulMany(queue(), problems);
-  EXPECT_TRUE(SameBits(RowsOf(many), RowsOf(one)));
+};
+
+TEST_F(ExpertsCuda, FollowTheSum) {
+  constexpr Types kAllBF16 = {kBF16, kBF16, kBF16};
+  const std::vector<int64_t> ragged = {0, 65, 0, 63, 1, 64, 251, 320, 0};
+  for (const bool transpose_b : {false, true}) {
+    for (const Experts& e : {Experts{ragged, 64, 64},
+                             {ragged, 200, 128},
+                             {ragged, 136, 192},
+                             {ragged, 8, 320},
+                             {{2500, 7}, 256, 64},
+                             {{2049, 4100}, 24, 64},
+                             {{0, 0, 3}, 264, 704},
+                             {{0, 0}, 64, 64},
+                             {ragged, 72, 40}}) {  // K of 40: transposed it goes one by one
+      Check(e, transpose_b, kAllBF16);
+    }
+    Check({ragged, 64, 64}, transpose_b, {kBF16, kBF16, kF32});
+    Check({ragged, 17, 24}, transpose_b, {kF32, kF32, kF32});
+  }
+}
+
+TEST_F(ExpertsCuda, RunsGiveTheSameBits) {
+  const Matrix x(queue(), kBF16, 1, 5000, 256, 256), w(queue(), kBF16, 2, 4 * 512, 256, 256);
+  std::vector<Floats> results;
+  for (int i = 0; i < 3; ++i) {
+    const Matrix out(queue(), kBF16, 3, 5000, 512, 512);
+    std::vector<MatMulArgs> problems;
+    const int64_t offset[] = {0, 1200, 1200, 3777, 5000};
+    for (int64_t e = 0; e < 4; ++e) {
+      problems.push_back({x.tensor().Rows(offset[e], offset[e + 1]),
+                          w.tensor().Rows(512 * e, 512 * (e + 1)),
+                          out.tensor().Rows(offset[e], offset[e + 1]), false, true});
+    }
+    MatMulMany(queue(), problems);
+    results.push_back(RowsOf(out));
+  }
+  EXPECT_TRUE(SameBits(results[1], results[0]));
+  EXPECT_TRUE(SameBits(results[2], results[0]));
+}
+
+// A router's logits: bf16 rows, float32 weights, few columns.
+TEST_F(MatMulCuda, NarrowProductsFollowTheSum) {
+  for (const Case& c : {Case{1, 8, 256}, Case{63, 1, 8}, Case{64, 9, 264}, Case{65, 32, 6144},
+                        Case{1009, 4, 2048}, Case{257, 256, 72}}) {
+    SCOPED_TRACE(testing::Message() << c.m << " x " << c.n << " x " << c.k);
+    const Matrix a(queue(), kBF16, 1, c.m, c.k, c.k + 8), b(queue(), kF32, 2, c.n, c.k, c.k);
+    const Matrix out(queue(), kF32, 3, c.m, c.n, c.n + 3);
+    MatMulArgs args{a.tensor(), b.tensor(), out.tensor(), false, true};
+    std::vector<double> want = Product(c, a, false, b, true);
+    MatMul(queue(), args);
+    EXPECT_LE(RelativeError(RowsOf(out), want), 1e-6);
+    args.add = true;
+    MatMul(queue(), args);
+    for (double& w : want) w *= 2;
+    EXPECT_LE(RelativeError(RowsOf(out), want), 1e-6);
+  }
 }
 
 }  // namespace
