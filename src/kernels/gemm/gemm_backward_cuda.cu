@@ -251,19 +251,22 @@ bool IsAlike(const MatMulArgs& p, const MatMulArgs& first) {
          p.b.shape == first.b.shape && p.b.stride == first.b.stride;
 }
 
+bool TakesGrouped(const MatMulArgs& p, const Sizes& s) {
+  const int64_t k_multiple = p.transpose_b ? 8 : 64;
+  return s.n > 0 && s.k > 0 && s.n % 8 == 0 && s.k % k_multiple == 0 &&
+         p.b.stride[0] == p.b.dim(1) && HasAlignedRows(p.a) && HasAlignedRows(p.b) &&
+         HasAlignedRows(p.c);
+}
+
 // Nothing where the problems are none: rows of a and of c must follow each other, and the b, all of
 // one shape, lie equally far apart.
 std::optional<GroupedProduct> AsGrouped(std::span<const MatMulArgs> problems) {
   if (problems.size() < 2) return std::nullopt;
   const MatMulArgs& first = problems[0];
   const Tensor &a = first.a, &b = first.b, &c = first.c;
-  const bool transposed = !first.transpose_b;
   const auto count = static_cast<int64_t>(problems.size());
   const Sizes sizes = CheckShapes(first);
-  if (sizes.n == 0 || sizes.k == 0 || sizes.n % 8 != 0 || sizes.k % (transposed ? 64 : 8) != 0 ||
-      b.stride[0] != b.dim(1) || !HasAlignedRows(a) || !HasAlignedRows(b) || !HasAlignedRows(c)) {
-    return std::nullopt;
-  }
+  if (!TakesGrouped(first, sizes)) return std::nullopt;
   const int64_t row_bytes = b.dim(1) * SizeOf(b.dtype), distance = Distance(b, problems[1].b);
   if (distance % row_bytes != 0 || distance < row_bytes * b.dim(0) ||
       distance / row_bytes * count >= int64_t{1} << 31) {
@@ -292,7 +295,7 @@ std::optional<GroupedProduct> AsGrouped(std::span<const MatMulArgs> problems) {
                   .w = b.data,
                   .num_experts = count,
                   .expert_rows = distance / row_bytes,
-                  .transposed = transposed,
+                  .transposed = !first.transpose_b,
                   .n = sizes.n,
                   .k = sizes.k,
                   .out = c.data,
