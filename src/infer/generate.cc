@@ -36,8 +36,7 @@ Result<GenerateResult> Generate(Session& session, const GenerateOptions& options
   };
 
   while (static_cast<int64_t>(result.tokens.size()) < options.max_tokens) {
-    const int32_t token = Sample(session.logits(), options.sampling, session.tokens(), 0,
-                                 static_cast<uint64_t>(session.length()));
+    const int32_t token = session.Draw(options.sampling);
     result.tokens.push_back(token);
     if (!options.ignore_end && engine.IsEnd(token)) {
       result.finish = Finish::kEnd;

@@ -37,7 +37,12 @@ struct Draw {
   std::exception_ptr error = nullptr;  // of this request alone, a filter's for example
 };
 
-// The next token of each row of `hidden` [R, hidden_size] for the draw at its place; none where
+// The next token of each row of `logits` [R, V], on the queue's device; none where max_tokens is 0.
+// `on_device`: by SampleRows where that can, so that few rows come to the CPU's memory. The tokens
+// are the same. Changes the logits where they lie in the CPU's memory.
+void DrawFromRows(Queue& queue, const Tensor& logits, std::span<Draw> draws, bool on_device);
+
+// The same of each row of `hidden` [R, hidden_size] for the draw at its place; none where
 // max_tokens is 0. On the engine's thread.
 void DrawNextTokens(Engine& engine, const Tensor& hidden, std::span<Draw> draws);
 

@@ -296,7 +296,7 @@ Status Session::Save(const std::string& path) const {
     return writer.Append(data);
   };
   MM01_RETURN_IF_ERROR(append(std::as_bytes(std::span(tokens_))));
-  MM01_RETURN_IF_ERROR(append(std::as_bytes(std::span(logits_))));
+  MM01_RETURN_IF_ERROR(append(std::as_bytes(logits())));
   MM01_RETURN_IF_ERROR(MoveState(false, engine_->queue(), c, state, slot_, append));
   const Digest digest = hash.Value();
   MM01_RETURN_IF_ERROR(writer.Append(digest));

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "kernels/sample/sample_rows.h"
 
 namespace mm01::infer {
 
@@ -22,7 +23,31 @@ Session::Session(Session&& other) noexcept
     : engine_(std::exchange(other.engine_, nullptr)),
       slot_(other.slot_),
       tokens_(std::move(other.tokens_)),
+      device_logits_(std::move(other.device_logits_)),
       logits_(std::move(other.logits_)) {}
+
+std::span<const float> Session::logits() const {
+  if (logits_.empty() && device_logits_.bytes() > 0) {
+    logits_.resize(static_cast<size_t>(engine_->config().vocab_size));
+    engine_->queue().CopyToHost(logits_.data(), device_logits_.data(), device_logits_.bytes());
+  }
+  return logits_;
+}
+
+int32_t Session::Draw(const SamplingParams& params) const {
+  const auto position = static_cast<uint64_t>(length());
+  if (logits_.empty() && device_logits_.bytes() > 0) {
+    int32_t token = -1;
+    const RowDraw draw{.params = params, .previous = tokens_, .position = position};
+    SampleRows(engine_->queue(), DeviceLogits(), {&draw, 1}, {&token, 1});
+    if (token >= 0) return token;
+  }
+  return Sample(logits(), params, tokens_, 0, position);
+}
+
+Tensor Session::DeviceLogits() const {
+  return Tensor(device_logits_.As<float>(), {1, engine_->config().vocab_size});
+}
 
 Status Session::Read(std::span<const int32_t> tokens, const PrefillProgress& progress) {
   const int64_t vocabulary = engine_->config().vocab_size;
@@ -70,8 +95,17 @@ void Session::Step(std::span<const int32_t> tokens) {
   const Tensor hidden = scratch.GetRows(engine_->weights().activations(), rows, width);
   Forward(model, {.ids = {tokens.begin(), tokens.end()}, .sequences = {{slot_, rows}}}, hidden);
   tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
-  logits_.resize(static_cast<size_t>(engine_->config().vocab_size));
-  LogitsToHost(model, hidden.Rows(rows - 1, rows), logits_);
+  const Tensor last = hidden.Rows(rows - 1, rows);
+  const int64_t vocabulary = engine_->config().vocab_size;
+  if (engine_->queue().device() == Device::kCpu) {
+    logits_.resize(static_cast<size_t>(vocabulary));
+    return LogitsToHost(model, last, logits_);
+  }
+  if (device_logits_.bytes() == 0) {
+    device_logits_ = Buffer(vocabulary * SizeOf(DType::kF32), engine_->queue().device());
+  }
+  Logits(model, last, DeviceLogits());
+  logits_.clear();
 }
 
 }  // namespace mm01::infer

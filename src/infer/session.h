@@ -8,7 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "device/buffer.h"
 #include "infer/engine.h"
+#include "kernels/sample/sample.h"
 
 namespace mm01::infer {
 
@@ -33,8 +35,12 @@ class Session {
   // `progress` (Cancelled).
   Status Read(std::span<const int32_t> tokens, const PrefillProgress& progress = {});
 
-  // Of the token after the last one read: [V], -inf where no token is. Empty before the first.
-  std::span<const float> logits() const { return logits_; }
+  // Of the token after the last one read: [V], -inf where no token is. Empty before the first. On a
+  // GPU they stay there until they are asked for.
+  std::span<const float> logits() const;
+  // The token that Sample draws from them, for tokens() and the next position; something has been
+  // read. On a GPU most draws need no more of them than a few.
+  int32_t Draw(const SamplingParams& params) const;
 
   // A place to come back to: the last border of the grid of 64 that was reached.
   struct Mark {
@@ -55,11 +61,13 @@ class Session {
  private:
   Session(Engine& engine, int32_t slot) : engine_(&engine), slot_(slot) {}
   void Step(std::span<const int32_t> tokens);
+  Tensor DeviceLogits() const;
 
   Engine* engine_;
   int32_t slot_;
   std::vector<int32_t> tokens_;
-  std::vector<float> logits_;
+  Buffer device_logits_;               // of a GPU
+  mutable std::vector<float> logits_;  // empty while they are on the GPU alone
 };
 
 }  // namespace mm01::infer
