@@ -1,7 +1,7 @@
 // Lightning of one token a sequence: reads S and the rows since the border, writes the row.
 //
 // A CTA does 64 columns of V of a (sequence, head), or 32 where that would leave multiprocessors
-// with less than 16 CTAs; every sum has the same order in both. One TMA copy brings its part of S
+// with less than two CTAs; every sum has the same order in both. One TMA copy brings its part of S
 // to shared memory, the rows come to registers, and all of it is in flight before the first is
 // used. The slices of a head work out the same scores; their k rows come from memory but once.
 //
@@ -314,7 +314,7 @@ void Launch(Queue& queue, const LightningParams& p) {
 template <typename T, int kDim>
 void LaunchSlices(Queue& queue, const LightningParams& p) {
   const int64_t ctas = static_cast<int64_t>(p.num_seqs) * p.heads * (kDim / 64);
-  if (ctas < 16 * Multiprocessors()) {
+  if (ctas < 2 * Multiprocessors()) {
     Launch<Shape<T, kDim, 32>>(queue, p);
   } else {
     Launch<Shape<T, kDim, 64>>(queue, p);
