@@ -2,10 +2,10 @@
 // multiplies them: nothing is shared but the sums of a tile.
 //
 // A block stays on its multiprocessor and takes tiles of 16 rows of w one after another, warp c
-// chain c of their inputs. A warp has always asked for the next two steps, also across the end of a
-// tile and, for the first, before the kernels ahead in the queue have ended. They come by
+// chain c of their inputs. A warp has always asked for the next two or three steps, also across the
+// end of a tile and, for the first, before the kernels ahead in the queue have ended. They come by
 // cp.async into places that a lane shares with no other: it waits for its oldest copy alone. (Loads
-// to registers, some steps ahead, would all be counted by one scoreboard, and a wait for the
+// to registers, three steps ahead, would all be counted by one scoreboard, and a wait for the
 // oldest be a wait for all.)
 //
 // w is the first operand of mma (16 rows), rows of x the second (8 columns). A lane (g, t) =
@@ -83,12 +83,9 @@ struct Layout {
   static constexpr int kGroups = kStep / kGroup;
 };
 
-constexpr int kAhead = 2;  // steps asked for
-
-// Of up to eight rows of x two blocks fit a multiprocessor: the next product of the queue asks for
-// its first steps, 64 KB, while this one comes to its end.
+// Steps asked for. More rows of x want more of the first-level cache.
 template <int kColumns>
-constexpr int kResident = kColumns == 1 ? 2 : 1;
+constexpr int kAhead = kColumns == 1 ? 3 : 2;
 
 // A step of a tile: what a lane has asked for of rows g and g + 8.
 template <int kGroup>
@@ -269,15 +266,32 @@ __device__ __forceinline__ void FinishTile(const Params& p, int at, int turn,
   __syncwarp();
 }
 
+// What the first `asked` steps of all chains leave of the block's first two tiles comes to L2: the
+// memory works on while the kernels ahead end. A warp asks for a row.
+__device__ __forceinline__ void AskForTiles(const Params& p, int asked) {
+  const int k = p.args.k, warp = static_cast<int>(threadIdx.x) / 32;
+  static_assert(kChains == kTileRows);
+  if (threadIdx.x % 32 != 0) return;
+  int first = asked * kChains * kStep;
+  for (int at = static_cast<int>(blockIdx.x), i = 0; i < 2 && at < p.num_tiles;
+       at += static_cast<int>(gridDim.x), ++i, first = 0) {
+    const Tile tile = TileAt(p.args, at);
+    const StreamProduct& product = p.args.product[tile.product];
+    const int row = tile.row + warp;
+    if (row >= product.n || first >= k) continue;
+    PrefetchToL2(static_cast<const int8_t*>(product.w) + static_cast<int64_t>(row) * k + first,
+                 k - first);
+  }
+}
+
 template <int kGroup, int kColumns>
 struct Shared {
-  Stage<kGroup> stage[kChains][kAhead];
+  Stage<kGroup> stage[kChains][kAhead<kColumns>];
   Sums<kColumns> sums;
 };
 
 template <int kGroup, int kColumns>
-__global__ void __launch_bounds__(kThreads, kResident<kColumns>)
-    StreamInt8(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kThreads, 1) StreamInt8(const __grid_constant__ Params p) {
   static_assert(8 * kColumns * kTileRows <= kThreads);
   extern __shared__ __align__(16) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared<kGroup, kColumns>*>(memory);
@@ -286,6 +300,7 @@ __global__ void __launch_bounds__(kThreads, kResident<kColumns>)
   auto& stages = shared.stage[warp];
   Loader<kGroup> loader(p);
   for (auto& stage : stages) loader.Next(stage);
+  AskForTiles(p, kAhead<kColumns>);
   AwaitEarlierKernels();
 
   int next = 0;
@@ -296,10 +311,10 @@ __global__ void __launch_bounds__(kThreads, kResident<kColumns>)
         reinterpret_cast<uintptr_t>(p.args.product[TileAt(p.args, tile).product].scales);
     const auto first_scale = static_cast<uint32_t>(scales / 2);
     for (int step = warp; step < p.num_steps; step += kChains) {
-      AwaitCopies<kAhead - 1>();
+      AwaitCopies<kAhead<kColumns> - 1>();
       MultiplyStep<kGroup, kColumns>(p.args, stages[next], step, first_scale, sum);
       loader.Next(stages[next]);
-      next = next + 1 == kAhead ? 0 : next + 1;
+      next = next + 1 == kAhead<kColumns> ? 0 : next + 1;
     }
     FinishTile<kColumns>(p, tile, turn, sum, shared.sums);
   }
