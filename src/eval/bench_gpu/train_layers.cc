@@ -31,7 +31,10 @@ constexpr int64_t kPeriod = 1'000'003;  // random numbers, over and over
 class Layers {
  public:
   Layers(Queue& queue, const TextConfig& config, int64_t tokens)
-      : queue_(queue), config_(config), tokens_(tokens), kept_(queue, config, kBF16, tokens) {
+      : queue_(queue),
+        config_(config),
+        tokens_(tokens),
+        kept_(queue, config, kBF16, {.max_tokens = tokens}) {
     for (int64_t i = 0; i < kPeriod; ++i) {
       const double x = RandomNormal(11, 0, static_cast<uint64_t>(i));
       period_.push_back(ToBF16(static_cast<float>(x)));

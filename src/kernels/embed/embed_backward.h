@@ -3,7 +3,8 @@
 // Letters   T rows, D width, V vocabulary.
 // Types     float32; on a GPU out and d_out may be bf16. The ids lie in the CPU's memory.
 // Order     the gradients of one id are added in the order of its rows, to what the table's
-//           gradient held: no bit depends on the number of threads.
+//           gradient held (on a GPU in sums of 64 rows where an id has more): no bit depends on the
+//           number of threads.
 // Errors    An id outside V is our own bug by now: Check throws.
 #pragma once
 

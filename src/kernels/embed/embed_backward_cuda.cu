@@ -1,5 +1,6 @@
-// The CPU, which has the ids, sorts their rows; a block then takes one id and adds up its rows in
-// order.
+// The CPU, which has the ids, sorts their rows; a block then takes up to 64 rows of one id and adds
+// them up in order. Sums of an id with more rows than that, as a comma has, are added up after
+// them.
 #include <algorithm>
 #include <vector>
 
@@ -29,35 +30,71 @@ __global__ void __launch_bounds__(kThreads)
   Set(out, blockIdx.x, i, x);
 }
 
-// Rows of one id: rows[begin] .. rows[the next one's begin - 1].
-struct Run {
+constexpr int32_t kPieceRows = 64;
+
+// Rows of one id: rows[begin] .. rows[the next one's begin - 1]. Their sum goes into the table, or,
+// as the id's part number `part`, into a row of its own.
+struct Piece {
   int32_t id, begin;
+  int32_t part;  // -1: all rows of the id are here
 };
 
-template <int kWide>
-__global__ void __launch_bounds__(kThreads)
-    AddRows(const Run* runs, const int32_t* rows, AnyRows d_out, AnyRows d_table, int64_t width) {
-  const int64_t i = FirstColumn<kWide>();
-  if (i >= width) return;
-  const Run run = runs[blockIdx.x];
-  const int32_t end = runs[blockIdx.x + 1].begin;
-  float sum[kWide];
-  Get(d_table, run.id, i, sum);
-  constexpr int kAhead = kWide == 8 ? 4 : 1;  // rows fetched at a time
-  for (int32_t at = run.begin; at < end; at += kAhead) {
+// An id of several pieces: parts[begin] .. parts[end - 1].
+struct Parts {
+  int32_t id, begin, end;
+};
+
+// sum += of[i] for `count` rows in order; row(i) is the i-th one's number.
+template <int kWide, typename Row>
+__device__ __forceinline__ void AddInOrder(const AnyRows& of, int64_t column, int32_t count,
+                                           Row&& row, float (&sum)[kWide]) {
+  constexpr int kAhead = kWide == 8 ? 8 : 1;  // rows fetched at a time
+  for (int32_t at = 0; at < count; at += kAhead) {
     float x[kAhead][kWide];
 #pragma unroll
     for (int r = 0; r < kAhead; ++r) {
-      if (at + r < end) Get(d_out, rows[at + r], i, x[r]);
+      if (at + r < count) Get(of, row(at + r), column, x[r]);
     }
 #pragma unroll
     for (int r = 0; r < kAhead; ++r) {
-      if (at + r >= end) continue;
+      if (at + r >= count) continue;
 #pragma unroll
       for (int c = 0; c < kWide; ++c) sum[c] += x[r][c];
     }
   }
-  Set(d_table, run.id, i, sum);
+}
+
+template <int kWide>
+__global__ void __launch_bounds__(kThreads)
+    AddRows(const Piece* pieces, const int32_t* rows, AnyRows d_out, AnyRows d_table, AnyRows parts,
+            int64_t width) {
+  const int64_t i = FirstColumn<kWide>();
+  if (i >= width) return;
+  const Piece piece = pieces[blockIdx.x];
+  const int32_t* const mine = rows + piece.begin;
+  float sum[kWide] = {};
+  if (piece.part < 0) Get(d_table, piece.id, i, sum);
+  AddInOrder(
+      d_out, i, pieces[blockIdx.x + 1].begin - piece.begin, [&](int32_t r) { return mine[r]; },
+      sum);
+  if (piece.part < 0) {
+    Set(d_table, piece.id, i, sum);
+  } else {
+    Set(parts, piece.part, i, sum);
+  }
+}
+
+template <int kWide>
+__global__ void __launch_bounds__(kThreads)
+    AddParts(const Parts* all, AnyRows parts, AnyRows d_table, int64_t width) {
+  const int64_t i = FirstColumn<kWide>();
+  if (i >= width) return;
+  const Parts p = all[blockIdx.x];
+  float sum[kWide];
+  Get(d_table, p.id, i, sum);
+  AddInOrder(
+      parts, i, p.end - p.begin, [&](int32_t r) { return p.begin + r; }, sum);
+  Set(d_table, p.id, i, sum);
 }
 
 void CheckShapes(std::span<const int32_t> ids, const Tensor& rows, const Tensor& table) {
@@ -115,21 +152,39 @@ void EmbedBackward(Queue& queue, std::span<const int32_t> ids, const Tensor& d_o
   for (const int32_t id : ids) order.push_back(static_cast<uint64_t>(id) << 32 | order.size());
   std::ranges::sort(order);
   std::vector<int32_t> rows;
-  std::vector<Run> runs;
-  for (const uint64_t key : order) {
-    const auto id = static_cast<int32_t>(key >> 32);
-    if (runs.empty() || runs.back().id != id)
-      runs.push_back({id, static_cast<int32_t>(rows.size())});
-    rows.push_back(static_cast<int32_t>(key & 0xffffffffu));
+  for (const uint64_t key : order) rows.push_back(static_cast<int32_t>(key & 0xffffffffu));
+  const auto id_at = [&](size_t i) { return static_cast<int32_t>(order[i] >> 32); };
+  std::vector<Piece> pieces;
+  std::vector<Parts> several;
+  int32_t num_parts = 0;
+  for (size_t begin = 0, end = 0; begin < order.size(); begin = end) {
+    while (end < order.size() && id_at(end) == id_at(begin)) ++end;
+    const auto first = static_cast<int32_t>(begin), count = static_cast<int32_t>(end - begin);
+    if (count <= kPieceRows) {
+      pieces.push_back({id_at(begin), first, -1});
+      continue;
+    }
+    several.push_back({.id = id_at(begin), .begin = num_parts, .end = 0});
+    for (int32_t at = 0; at < count; at += kPieceRows) {
+      pieces.push_back({id_at(begin), first + at, num_parts++});
+    }
+    several.back().end = num_parts;
   }
-  const auto num_runs = std::ssize(runs);
-  runs.push_back({-1, static_cast<int32_t>(rows.size())});
+  const auto num_pieces = std::ssize(pieces);
+  pieces.push_back({-1, static_cast<int32_t>(rows.size()), -1});
   Scratch scratch(queue);
   const int32_t* sorted = OnDevice(queue, scratch, std::span<const int32_t>(rows));
-  const Run* by_id = OnDevice(queue, scratch, std::span<const Run>(runs));
-  WithWidth(num_runs, d_out, d_table, [&]<int kWide>(dim3 grid) {
-    AddRows<kWide><<<grid, kThreads, 0, queue.stream()>>>(by_id, sorted, AnyRows(d_out),
-                                                          AnyRows(d_table), d_out.dim(1));
+  const Piece* taken = OnDevice(queue, scratch, std::span<const Piece>(pieces));
+  const Tensor parts = scratch.GetRows(DType::kF32, num_parts, d_table.dim(1));
+  WithWidth(num_pieces, d_out, d_table, [&]<int kWide>(dim3 grid) {
+    AddRows<kWide><<<grid, kThreads, 0, queue.stream()>>>(
+        taken, sorted, AnyRows(d_out), AnyRows(d_table), AnyRows(parts), d_out.dim(1));
+  });
+  if (several.empty()) return;
+  const Parts* all = OnDevice(queue, scratch, std::span<const Parts>(several));
+  WithWidth(std::ssize(several), parts, d_table, [&]<int kWide>(dim3 grid) {
+    AddParts<kWide><<<grid, kThreads, 0, queue.stream()>>>(all, AnyRows(parts), AnyRows(d_table),
+                                                           d_out.dim(1));
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "testing/arrays.h"
@@ -19,7 +20,8 @@ TEST_F(EmbedBackwardCudaTest, TakesRowsAndAddsTheirGradientsInOrder) {
     int64_t rows, width, vocabulary;
   };
   for (const auto& [rows, width, vocabulary] :
-       {Case{1, 1, 1}, Case{64, 8, 3}, Case{65, 7, 200}, Case{1031, 264, 50}, Case{3, 2056, 9}}) {
+       {Case{1, 1, 1}, Case{64, 8, 3}, Case{65, 7, 200}, Case{1031, 264, 50}, Case{3, 2056, 9},
+        Case{1031, 264, 3}, Case{200, 7, 1}}) {
     std::vector<int32_t> ids;
     for (int64_t t = 0; t < rows; ++t) {
       ids.push_back(static_cast<int32_t>(RandomBits(1, 2, static_cast<uint64_t>(t)) %
@@ -28,11 +30,26 @@ TEST_F(EmbedBackwardCudaTest, TakesRowsAndAddsTheirGradientsInOrder) {
     const Floats table = RandomBF16s(3, vocabulary * width), d_out = RandomBF16s(4, rows * width);
     const Floats before = RandomFloats(5, vocabulary * width);
     Floats out, want = before;
+    std::vector<std::vector<int64_t>> rows_of(static_cast<size_t>(vocabulary));
     for (int64_t t = 0; t < rows; ++t) {
       const int64_t id = ids[static_cast<size_t>(t)];
+      rows_of[static_cast<size_t>(id)].push_back(t);
       for (int64_t i = 0; i < width; ++i) {
         out.push_back(table[static_cast<size_t>(id * width + i)]);
-        want[static_cast<size_t>(id * width + i)] += d_out[static_cast<size_t>(t * width + i)];
+      }
+    }
+    for (int64_t id = 0; id < vocabulary; ++id) {
+      const auto& mine = rows_of[static_cast<size_t>(id)];
+      for (int64_t i = 0; i < width; ++i) {
+        float& sum = want[static_cast<size_t>(id * width + i)];
+        for (size_t first = 0; first < mine.size(); first += 64) {
+          // All in one sum where there is but one piece.
+          float piece = mine.size() > 64 ? 0.0f : sum;
+          for (size_t n = first; n < std::min(first + 64, mine.size()); ++n) {
+            piece += d_out[static_cast<size_t>(mine[n] * width + i)];
+          }
+          sum = mine.size() > 64 ? sum + piece : piece;
+        }
       }
     }
     for (const DType type : {DType::kF32, DType::kBF16}) {

@@ -224,8 +224,9 @@ TEST_F(ExpertsCuda, RunsGiveTheSameBits) {
 
 // A router's logits: bf16 rows, float32 weights, few columns.
 TEST_F(MatMulCuda, NarrowProductsFollowTheSum) {
-  for (const Case& c : {Case{1, 8, 256}, Case{63, 1, 8}, Case{64, 9, 264}, Case{65, 32, 6144},
-                        Case{1009, 4, 2048}, Case{257, 256, 72}}) {
+  for (const Case& c :
+       {Case{1, 8, 256}, Case{63, 1, 8}, Case{64, 9, 264}, Case{65, 32, 6144}, Case{1009, 4, 2048},
+        Case{257, 256, 72}, Case{20011, 8, 256}, Case{7001, 12, 200}}) {
     SCOPED_TRACE(testing::Message() << c.m << " x " << c.n << " x " << c.k);
     const Matrix a(queue(), kBF16, 1, c.m, c.k, c.k + 8), b(queue(), kF32, 2, c.n, c.k, c.k);
     const Matrix out(queue(), kF32, 3, c.m, c.n, c.n + 3);

@@ -17,7 +17,20 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kBlockTokens = 256;
 constexpr int kMaxExperts = 256;
-constexpr int kSlots = kMaxExperts / 32;  // experts of a lane, 32 apart
+
+// The lanes that share a token's experts, and how many experts a lane has, kLanes apart.
+template <int kLanesOfToken, int kExpertsOfLane>
+struct Split {
+  static constexpr int kLanes = kLanesOfToken, kSlots = kExpertsOfLane;
+};
+
+// Calls f.operator()<Split<...>>() with the narrowest split that holds the experts.
+template <typename F>
+void WithSplit(int64_t num_experts, F&& f) {
+  if (num_experts <= 8) return f.template operator()<Split<8, 1>>();
+  if (num_experts <= 32) return f.template operator()<Split<32, 1>>();
+  f.template operator()<Split<32, kMaxExperts / 32>>();
+}
 
 unsigned Blocks(int64_t items, int64_t a_block) {
   return static_cast<unsigned>((items + a_block - 1) / a_block);
@@ -73,50 +86,58 @@ __global__ void __launch_bounds__(kThreads) CountRows(const __grid_constant__ Co
   }
 }
 
-template <typename F>
-__device__ __forceinline__ float FoldWarp(float x, F&& fold) {
+template <int kLanes, typename F>
+__device__ __forceinline__ float Fold(float x, F&& fold) {
 #pragma unroll
-  for (int d = 16; d > 0; d /= 2) x = fold(x, __shfl_xor_sync(~0u, x, d));
+  for (int d = kLanes / 2; d > 0; d /= 2) x = fold(x, __shfl_xor_sync(~0u, x, d));
   return x;
 }
 
-// The softmax of a row by a warp: p[j] is that of expert lane + 32 j.
-__device__ __forceinline__ void Softmax(const float* logits, int num_experts, float (&p)[kSlots]) {
-  const int lane = threadIdx.x % 32;
+// The softmax of a row: p[j] is that of expert lane + kLanes j. Whole warps call it.
+template <typename S>
+__device__ __forceinline__ void Softmax(const float* logits, int num_experts,
+                                        float (&p)[S::kSlots]) {
+  const int lane = threadIdx.x % S::kLanes;
   float top = -INFINITY, sum = 0.0f;
 #pragma unroll
-  for (int j = 0; j < kSlots; ++j) {
-    p[j] = lane + 32 * j < num_experts ? logits[lane + 32 * j] : -INFINITY;
+  for (int j = 0; j < S::kSlots; ++j) {
+    const int e = lane + S::kLanes * j;
+    p[j] = e < num_experts ? logits[e] : -INFINITY;
     top = fmaxf(top, p[j]);
   }
-  top = FoldWarp(top, [](float a, float b) { return fmaxf(a, b); });
+  top = Fold<S::kLanes>(top, [](float a, float b) { return fmaxf(a, b); });
 #pragma unroll
-  for (int j = 0; j < kSlots; ++j) {
-    p[j] = lane + 32 * j < num_experts ? expf(p[j] - top) : 0.0f;
+  for (int j = 0; j < S::kSlots; ++j) {
+    p[j] = lane + S::kLanes * j < num_experts ? expf(p[j] - top) : 0.0f;
     sum += p[j];
   }
-  sum = FoldWarp(sum, [](float a, float b) { return a + b; });
+  sum = Fold<S::kLanes>(sum, [](float a, float b) { return a + b; });
 #pragma unroll
-  for (int j = 0; j < kSlots; ++j) p[j] /= sum;
+  for (int j = 0; j < S::kSlots; ++j) p[j] /= sum;
 }
 
+template <typename S>
 __global__ void __launch_bounds__(kThreads) SumProbabilities(const __grid_constant__ Counting c) {
-  __shared__ double part[kWarps][kMaxExperts];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  constexpr int kGroups = kThreads / S::kLanes, kExperts = S::kLanes * S::kSlots;
+  __shared__ double part[kGroups][kExperts];
+  const int group = threadIdx.x / S::kLanes, lane = threadIdx.x % S::kLanes;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kBlockTokens;
-  double sum[kSlots] = {};
-  for (int64_t t = first + warp; t < min(c.tokens, first + kBlockTokens); t += kWarps) {
-    float p[kSlots];
-    Softmax(c.logits + t * c.logits_stride, c.num_experts, p);
+  double sum[S::kSlots] = {};
+#pragma unroll 4
+  for (int i = 0; i < kBlockTokens; i += kGroups) {
+    const int64_t t = first + i + group;
+    float p[S::kSlots];
+    Softmax<S>(c.logits + min(t, c.tokens - 1) * c.logits_stride, c.num_experts, p);
+    if (t >= c.tokens) continue;
 #pragma unroll
-    for (int j = 0; j < kSlots; ++j) sum[j] += static_cast<double>(p[j]);
+    for (int j = 0; j < S::kSlots; ++j) sum[j] += static_cast<double>(p[j]);
   }
 #pragma unroll
-  for (int j = 0; j < kSlots; ++j) part[warp][lane + 32 * j] = sum[j];
+  for (int j = 0; j < S::kSlots; ++j) part[group][lane + S::kLanes * j] = sum[j];
   __syncthreads();
   for (int e = threadIdx.x; e < c.num_experts; e += kThreads) {
     double total = 0.0;
-    for (int w = 0; w < kWarps; ++w) total += part[w][e];
+    for (int g = 0; g < kGroups; ++g) total += part[g][e];
     c.block_sums[static_cast<int64_t>(blockIdx.x) * c.num_experts + e] = total;
   }
 }
@@ -268,24 +289,32 @@ struct ExpertScales {
   float of[kMaxExperts];
 };
 
-// A warp a token.
+template <typename S>
 __global__ void __launch_bounds__(kThreads)
     BalanceGradient(const float* logits, int64_t stride, int64_t tokens, int num_experts,
                     const __grid_constant__ ExpertScales scales, float* d_logits,
                     int64_t d_stride) {
-  const int64_t t = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (t >= tokens) return;
-  float p[kSlots], mean = 0.0f;
-  Softmax(logits + t * stride, num_experts, p);
+  constexpr int kGroups = kThreads / S::kLanes;
+  // Lanes that read different parameters would wait for one another.
+  __shared__ float scale[kMaxExperts];
+  scale[threadIdx.x] = scales.of[threadIdx.x];
+  static_assert(kThreads == kMaxExperts);
+  __syncthreads();
+  const int lane = threadIdx.x % S::kLanes;
+  const int64_t group = static_cast<int64_t>(blockIdx.x) * kGroups + threadIdx.x / S::kLanes;
+  const int64_t t = min(group, tokens - 1);
+  float p[S::kSlots], mean = 0.0f;
+  Softmax<S>(logits + t * stride, num_experts, p);
 #pragma unroll
-  for (int j = 0; j < kSlots; ++j) mean = fmaf(p[j], scales.of[lane + 32 * j], mean);
-  mean = FoldWarp(mean, [](float a, float b) { return a + b; });
+  for (int j = 0; j < S::kSlots; ++j) mean = fmaf(p[j], scale[lane + S::kLanes * j], mean);
+  mean = Fold<S::kLanes>(mean, [](float a, float b) { return a + b; });
+  if (group >= tokens) return;
 #pragma unroll
-  for (int j = 0; j < kSlots; ++j) {
-    if (lane + 32 * j >= num_experts) continue;
-    float& d = d_logits[t * d_stride + lane + 32 * j];
-    d = fmaf(p[j], scales.of[lane + 32 * j] - mean, d);
+  for (int j = 0; j < S::kSlots; ++j) {
+    const int e = lane + S::kLanes * j;
+    if (e >= num_experts) continue;
+    float& d = d_logits[t * d_stride + e];
+    d = fmaf(p[j], scale[e] - mean, d);
   }
 }
 
@@ -322,7 +351,8 @@ TrainDispatch MakeTrainDispatch(Queue& queue, const TrainDispatchArgs& a) {
     const auto grid = static_cast<unsigned>(blocks);
     CountRows<<<grid, kThreads, 0, queue.stream()>>>(c);
     CheckLaunch();
-    SumProbabilities<<<grid, kThreads, 0, queue.stream()>>>(c);
+    WithSplit(num_experts,
+              [&]<typename S>() { SumProbabilities<S><<<grid, kThreads, 0, queue.stream()>>>(c); });
     CheckLaunch();
     AddBlocks<<<static_cast<unsigned>(num_experts), kThreads, 0, queue.stream()>>>(c);
     CheckLaunch();
@@ -391,9 +421,11 @@ void BalanceBackward(Queue& queue, const Tensor& logits, const std::vector<doubl
   if (tokens == 0) return;
   ExpertScales scales{};
   for (size_t e = 0; e < weight.size(); ++e) scales.of[e] = static_cast<float>(scale * weight[e]);
-  BalanceGradient<<<Blocks(tokens, kWarps), kThreads, 0, queue.stream()>>>(
-      logits.As<const float, 2>().data, logits.stride[0], tokens, static_cast<int>(num_experts),
-      scales, d_logits.As<float, 2>().data, d_logits.stride[0]);
+  WithSplit(num_experts, [&]<typename S>() {
+    BalanceGradient<S><<<Blocks(tokens, kThreads / S::kLanes), kThreads, 0, queue.stream()>>>(
+        logits.As<const float, 2>().data, logits.stride[0], tokens, static_cast<int>(num_experts),
+        scales, d_logits.As<float, 2>().data, d_logits.stride[0]);
+  });
   CheckLaunch();
 }
 

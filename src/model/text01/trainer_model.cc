@@ -27,7 +27,7 @@ class Trainer final : public TrainerModel {
         options_(options),
         type_(queue.device() == Device::kCpu || options.exact ? DType::kF32 : DType::kBF16),
         parameters_(queue, config, type_),
-        kept_(queue, config, type_, options.max_tokens) {
+        kept_(queue, config, type_, options) {
     if (options_.vocab_used == 0) options_.vocab_used = config.vocab_size;
     Scratch(queue).Get<std::byte>(WorkingBytes(config, type_, queue.device(), options.max_tokens));
   }
@@ -35,7 +35,7 @@ class Trainer final : public TrainerModel {
   const TextConfig& config() const override { return config_; }
   std::span<const TrainParameter> parameters() const override { return parameters_.all; }
   std::vector<TrainMemoryLine> memory() const override {
-    return MemoryPlan(config_, options_.max_tokens, parameters_, kept_);
+    return MemoryPlan(config_, options_, parameters_, kept_);
   }
 
   void Initialise(uint64_t seed) override {
@@ -134,10 +134,11 @@ class Trainer final : public TrainerModel {
   }
 
   // The residual after a sub-layer whose input was x, the norm of `before`, and the norm of that:
-  // x of the next. With DeepNorm (post_norm) the residual carries x, without it what was
+  // next_x, which may be x. With DeepNorm (post_norm) the residual carries x, without it what was
   // normalised.
-  void AddAndNorm(const Residual& residual, const Tensor& before, const Tensor& branch,
-                  const Tensor& after, const TrainTensor& weight, const Tensor& x) {
+  void AddAndNorm(const Residual& residual, const Tensor& before, const Tensor& x,
+                  const Tensor& branch, const Tensor& after, const TrainTensor& weight,
+                  const Tensor& next_x) {
     AddNorm(queue_, {.x = config_.post_norm ? x : before,
                      .branch = branch,
                      .alpha = static_cast<float>(residual.alpha),
@@ -145,7 +146,7 @@ class Trainer final : public TrainerModel {
                      .weight = weight.value,
                      .eps = static_cast<float>(config_.norm_eps),
                      .sum = after,
-                     .out = x});
+                     .out = next_x});
   }
 
   // Leaves the last norm in x [T, D].
@@ -155,23 +156,31 @@ class Trainer final : public TrainerModel {
     Scratch scratch(queue_);
     const Tensor branch = scratch.GetRows(type_, pass.rows, config_.hidden_size);
     EmbedRows(queue_, batch.ids, parameters_.embedding.value, layers_[0].before_attention);
-    Norm(layers_[0].before_attention, parameters_.layers[0].input_norm, x);
+    // Norms go where they are kept, or all through the memory of the last one.
+    const auto room = [&](const Tensor& kept) { return kept.empty() ? x : kept; };
+    Norm(layers_[0].before_attention, parameters_.layers[0].input_norm,
+         room(layers_[0].attention_x));
     for (size_t i = 0; i < layers_.size(); ++i) {
       const TrainLayer& layer = parameters_.layers[i];
       KeptLayer& kept = layers_[i];
+      const Tensor attention_x = room(kept.attention_x), mlp_x = room(kept.mlp_x);
       if (layer.kind == LayerKind::kLightning) {
-        LightningForward(pass, layer, kept, x, branch);
+        LightningForward(pass, layer, kept, attention_x, branch);
       } else {
-        SoftmaxForward(pass, layer, kept, x, branch);
+        SoftmaxForward(pass, layer, kept, attention_x, branch);
       }
-      AddAndNorm(AttentionResidual(layer.kind), kept.before_attention, branch, kept.before_mlp,
-                 layer.mlp_norm, x);
+      AddAndNorm(AttentionResidual(layer.kind), kept.before_attention, attention_x, branch,
+                 kept.before_mlp, layer.mlp_norm, mlp_x);
 
-      MlpForward(pass, layer, kept, x, branch);
-      const bool is_last = i + 1 == layers_.size();
-      AddAndNorm(config_.mlp_residual, kept.before_mlp, branch,
-                 is_last ? last_ : layers_[i + 1].before_attention,
-                 is_last ? parameters_.final_norm : parameters_.layers[i + 1].input_norm, x);
+      MlpForward(pass, layer, kept, mlp_x, branch);
+      if (i + 1 == layers_.size()) {
+        AddAndNorm(config_.mlp_residual, kept.before_mlp, mlp_x, branch, last_,
+                   parameters_.final_norm, x);
+      } else {
+        const KeptLayer& next = layers_[i + 1];
+        AddAndNorm(config_.mlp_residual, kept.before_mlp, mlp_x, branch, next.before_attention,
+                   parameters_.layers[i + 1].input_norm, room(next.attention_x));
+      }
       if (config_.num_experts == 0) continue;
       balance.AddLayer(kept.dispatch);
       losses.expert_rows.push_back(kept.dispatch.counts);
@@ -212,17 +221,20 @@ class Trainer final : public TrainerModel {
   // d_h, the gradient of the residual after a sub-layer, becomes that of the one before it.
   // branch(x, d_branch, d_x) takes the gradient through the sub-layer itself.
   template <typename Branch>
-  void SubLayerBackward(const Tensor& before, const TrainTensor& norm, const Residual& residual,
-                        const Tensor& d_h, Branch&& branch) {
+  void SubLayerBackward(const Tensor& before, const Tensor& kept_x, const TrainTensor& norm,
+                        const Residual& residual, const Tensor& d_h, Branch&& branch) {
     Scratch scratch(queue_);
-    const Tensor x = scratch.GetRows(type_, before.dim(0), before.dim(1));
+    Tensor x = kept_x;
+    if (x.empty()) {
+      x = scratch.GetRows(type_, before.dim(0), before.dim(1));
+      Norm(before, norm, x);
+    }
     const Tensor d_x = scratch.GetRows(type_, before.dim(0), before.dim(1));
     Tensor d_branch = d_h;
     if (residual.beta != 1.0) {
       d_branch = scratch.GetRows(type_, before.dim(0), before.dim(1));
       Add({.alpha = residual.beta, .beta = 0.0}, d_h, d_h, d_branch);
     }
-    Norm(before, norm, x);
     branch(x, d_branch, d_x);
     const Residual carried{.alpha = residual.alpha, .beta = 1.0};
     if (config_.post_norm) {
@@ -239,7 +251,7 @@ class Trainer final : public TrainerModel {
     for (size_t i = layers_.size(); i-- > 0;) {
       const TrainLayer& layer = parameters_.layers[i];
       const KeptLayer& kept = layers_[i];
-      SubLayerBackward(kept.before_mlp, layer.mlp_norm, config_.mlp_residual, d_h,
+      SubLayerBackward(kept.before_mlp, kept.mlp_x, layer.mlp_norm, config_.mlp_residual, d_h,
                        [&](const Tensor& x, const Tensor& d_out, const Tensor& d_x) {
                          std::vector<double> weights;
                          if (config_.num_experts > 0) {
@@ -252,7 +264,8 @@ class Trainer final : public TrainerModel {
                                            .balance = weights,
                                            .balance_scale = balance_scale});
                        });
-      SubLayerBackward(kept.before_attention, layer.input_norm, AttentionResidual(layer.kind), d_h,
+      SubLayerBackward(kept.before_attention, kept.attention_x, layer.input_norm,
+                       AttentionResidual(layer.kind), d_h,
                        [&](const Tensor& x, const Tensor& d_out, const Tensor& d_x) {
                          if (layer.kind == LayerKind::kLightning) {
                            LightningBackwardBlock(pass, layer, kept, x, d_out, d_x);

@@ -129,6 +129,14 @@ TEST_F(TrainerModelCuda, ExactGradientsAreTheCpus) {
   }
 }
 
+TEST_F(TrainerModelCuda, KeptNormsChangeNoBit) {
+  const auto again = Make(gpu(), TinyConfig(), {}),
+             kept = Make(gpu(), TinyConfig(), {.keep_norms = true});
+  const TrainBatch batch = Batch({65, 3, 190});
+  const Pass want(gpu(), *again, batch), got(gpu(), *kept, batch);
+  EXPECT_EQ(got.gradients, want.gradients);
+}
+
 TEST_F(TrainerModelCuda, Bf16GradientsAreNearTheCpus) {
   TextConfig wide = SmoothConfig();
   wide.head_dim = 128;

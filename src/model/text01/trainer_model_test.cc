@@ -121,6 +121,22 @@ TEST(TrainerModelSlow, GradientsWithoutPostNormAndWithADenseFfn) {
   ExpectGradientOfLoss(config, {}, 0.0);
 }
 
+TEST(TrainerModelTest, KeptNormsChangeNoBit) {
+  Queue queue(2);
+  TextConfig carried = TinyConfig();
+  carried.post_norm = false;
+  for (const TextConfig& config : {TinyConfig(), carried}) {
+    std::vector<Floats> gradients;
+    for (const bool keep : {false, true}) {
+      const auto model = Make(queue, config, {.auxiliary_coefficient = 0.1, .keep_norms = keep});
+      model->ZeroGradients();
+      model->ForwardBackward(Batch({65, 3, 90}), 0.01, 1.0);
+      gradients.push_back(Gradients(*model));
+    }
+    EXPECT_EQ(gradients[0], gradients[1]);
+  }
+}
+
 TEST(TrainerModelTest, PackedDocumentsEqualDocumentsOneByOne) {
   Queue queue(2);
   const auto model = Make(queue, TinyConfig(), {.auxiliary_coefficient = 0.0});

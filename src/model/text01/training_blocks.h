@@ -18,6 +18,7 @@ namespace mm01 {
 // What a layer keeps from the forward pass, for at most max_tokens rows: views of one buffer.
 struct KeptLayer {
   Tensor before_attention, before_mlp;  // [T, D]      the residual before each norm
+  Tensor attention_x, mlp_x;            // [T, D]      the norms, or empty: worked out again
   Tensor inputs;                        // what `inputs` of the layer gives; these are its columns:
   Tensor qkv, gate;                     // lightning: [T, 3 H K] before SiLU, [T, H K]
   Tensor q, k, v;                       // softmax: [T, H K], [T, G K], after RoPE

@@ -114,13 +114,17 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   if (!routed) return;
 
   CombineRows(p.queue, kept.dispatch, d_in, false, a.d_x);
-  const Tensor d_logits = scratch.GetRows(DType::kF32, p.rows, p.config.num_experts);
+  // The library's products want rows of 16 bytes and more.
+  const int64_t experts = p.config.num_experts, padded = (experts + 7) / 8 * 8;
+  const Tensor wide = scratch.GetRows(DType::kF32, p.rows, padded);
+  const Tensor d_logits = Columns(wide, 0, experts);
   RouteBackward(p.queue, kept.dispatch, d_weight, d_logits);
   BalanceBackward(p.queue, kept.logits, a.balance, a.balance_scale, d_logits);
   Tensor rounded = d_logits;
   if (p.type != DType::kF32) {
-    rounded = scratch.GetRows(p.type, p.rows, p.config.num_experts);
-    Convert(p.queue, d_logits, rounded);
+    const Tensor converted = scratch.GetRows(p.type, p.rows, padded);
+    Convert(p.queue, wide, converted);
+    rounded = Columns(converted, 0, experts);
   }
   MatMul(p.queue,
          {.a = rounded, .b = a.x, .c = layer.router.gradient, .transpose_a = true, .add = true});

@@ -41,14 +41,19 @@ struct Sizes {
   const TextConfig& config;
   DType type;
   int64_t tokens;
+  bool keep_norms;
 };
 
 KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
-  const auto& [c, type, tokens] = sizes;
+  const auto& [c, type, tokens, keep_norms] = sizes;
   const int64_t width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
   KeptLayer l;
   l.before_attention = pieces.Take(kResidual, type, tokens, c.hidden_size);
   l.before_mlp = pieces.Take(kResidual, type, tokens, c.hidden_size);
+  if (keep_norms) {
+    l.attention_x = pieces.Take("norms", type, tokens, c.hidden_size);
+    l.mlp_x = pieces.Take("norms", type, tokens, c.hidden_size);
+  }
   constexpr const char* kInputs = "inputs of attention (q, k, v, gates)";
   constexpr const char* kOutputs = "outputs of attention";
   if (kind == LayerKind::kLightning) {
@@ -93,6 +98,8 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
   const auto first = [&](const Tensor& t) { return t.empty() ? t : t.Rows(0, rows); };
   l.before_attention = first(before_attention);
   l.before_mlp = first(before_mlp);
+  l.attention_x = first(attention_x);
+  l.mlp_x = first(mlp_x);
   l.inputs = first(inputs);
   l.qkv = first(qkv);
   l.gate = first(gate);
@@ -115,9 +122,9 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
 }
 
 KeptMemory::KeptMemory(Queue& queue, const TextConfig& config, DType activations,
-                       int64_t max_tokens)
+                       const TrainOptions& options)
     : type(activations) {
-  const Sizes sizes{config, type, max_tokens};
+  const Sizes sizes{config, type, options.max_tokens, options.keep_norms};
   Pieces count(nullptr);
   TakeAll(count, sizes, *this);
   memory = Buffer(count.used(), queue.device());
@@ -144,8 +151,9 @@ int64_t WorkingBytes(const TextConfig& c, DType type, Device device, int64_t max
       t * (2 * width + 2 * kv_width) +
       std::max((2 * t + 64) * 2 * (width + kv_width) + 2 * t * c.num_heads,
                packed(width + 2 * kv_width, d, t) + packed(t, d, width + 2 * kv_width));
-  const int64_t mlp = rows * (3 * d + 3 * f + 2) + 3 * t * c.num_experts + packed(d, f, rows) +
-                      packed(2 * f, d, rows) + 2 * rows * f + 2 * experts * (d + 32) * (f + 32);
+  const int64_t mlp = rows * (3 * d + 3 * f + 2) + 3 * t * ((c.num_experts + 7) / 8 * 8) +
+                      packed(d, f, rows) + packed(2 * f, d, rows) + 2 * rows * f +
+                      2 * experts * (d + 32) * (f + 32);
   const int64_t loss = t * d + (gpu ? 3 : 1) * chunk * c.vocab_size +
                        std::max({packed(chunk, c.vocab_size, d), packed(chunk, d, c.vocab_size),
                                  packed(c.vocab_size, d, chunk)});
@@ -154,9 +162,9 @@ int64_t WorkingBytes(const TextConfig& c, DType type, Device device, int64_t max
   return (shared + std::max({lightning, softmax, mlp, loss})) * SizeOf(type) + slack_bytes;
 }
 
-std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& c, int64_t max_tokens,
+std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& c, const TrainOptions& options,
                                         const TrainParameters& parameters, const KeptMemory& kept) {
-  const int64_t t = max_tokens * SizeOf(kept.type), d = c.hidden_size;
+  const int64_t t = options.max_tokens * SizeOf(kept.type), d = c.hidden_size;
   const int64_t width = c.num_heads * c.head_dim;
   const int64_t routed = t * std::max<int64_t>(1, c.num_experts_per_token);
   std::vector<TrainMemoryLine> lines = {{"parameters", parameters.values.bytes(), false},
@@ -166,9 +174,9 @@ std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& c, int64_t max_tokens,
   }
   lines.insert(lines.end(), kept.lines.begin(), kept.lines.end());
   lines.push_back({"room that ops work in",
-                   WorkingBytes(c, kept.type, kept.memory.device(), max_tokens), false});
+                   WorkingBytes(c, kept.type, kept.memory.device(), options.max_tokens), false});
 
-  lines.push_back({"norms", t * d * (2 * c.num_layers() + 1), true});
+  lines.push_back({"norms", t * d * (options.keep_norms ? 1 : 2 * c.num_layers() + 1), true});
   if (c.num_lightning_layers() > 0) {
     lines.push_back({"SiLU and gated norms of lightning layers",
                      t * 4 * width * c.num_lightning_layers(), true});

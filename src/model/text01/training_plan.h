@@ -2,7 +2,8 @@
 //
 // Kept are the residual before each norm, the inputs and outputs of attention, the router's logits
 // and the experts' first products: what costs matrix products to have again. Norms, SiLU, SwiGLU
-// and gathered rows are cheap and large, and are recomputed.
+// and gathered rows are cheap and large, and are recomputed; norms are kept where that is asked for
+// (TrainOptions::keep_norms).
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,8 @@ namespace mm01 {
 
 // Room for one pass of at most `max_tokens` rows.
 struct KeptMemory {
-  KeptMemory(Queue& queue, const TextConfig& config, DType activations, int64_t max_tokens);
+  KeptMemory(Queue& queue, const TextConfig& config, DType activations,
+             const TrainOptions& options);
 
   Buffer memory;
   std::vector<KeptLayer> layers;
@@ -33,7 +35,7 @@ struct KeptMemory {
 int64_t WorkingBytes(const TextConfig& config, DType type, Device device, int64_t max_tokens);
 
 // Lines of the kept memory, of the room that ops work in, and of what is recomputed.
-std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& config, int64_t max_tokens,
+std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& config, const TrainOptions& options,
                                         const TrainParameters& parameters, const KeptMemory& kept);
 
 }  // namespace mm01
