@@ -4,11 +4,10 @@
 usage: yardstick_losses.py TRAIN_NANO.py VAL.txt.xz MODEL_FOLDER [LENGTH...]
 
 Runs that script's model and evaluate() as they stand, on a GPU, with the weights of MODEL_FOLDER
-(bf16 or float32, of the shape of models/nano) in the place of its own, and prints JSON: the mean
-loss by length of window. Its windows begin anywhere and know no resets. tokenizer.json is the one in
-MODEL_FOLDER.
+(of any type, of the shape of models/nano) and their RoPE base in the place of its own, and prints
+JSON: the mean loss by length of window. Its windows begin anywhere and know no resets.
+tokenizer.json is the one in MODEL_FOLDER.
 """
-import glob
 import json
 import lzma
 import os
@@ -18,8 +17,8 @@ import tempfile
 
 import numpy
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from weights import load_weights
 
 END_OF_DOCUMENT = 0
 TOKENS = 65536  # of a batch
@@ -46,7 +45,7 @@ def make_data(folder, texts, model_folder):
 def set_weights(model, weights, experts):
     def put(parameter, value):
         assert parameter.shape == value.shape, (parameter.shape, value.shape)
-        parameter.data.copy_(value.float())
+        parameter.data.copy_(value)
 
     put(model.embed_tokens, weights["model.embed_tokens.weight"])
     put(model.norm.weight, weights["model.norm.weight"])
@@ -79,13 +78,13 @@ def main():
     evaluate = rest[rest.index("@torch.no_grad()\ndef evaluate"):rest.index("done = 0.0")]
     with tempfile.TemporaryDirectory() as folder:
         make_data(folder, texts, model_folder)
-        sys.argv = [script, "--data", folder, "--out", os.devnull, "--compile", "0"]
+        with open(f"{model_folder}/config.json", encoding="utf-8") as file:
+            theta = json.load(file)["rope_theta"]
+        sys.argv = [script, "--data", folder, "--out", os.devnull, "--compile", "0",
+                    "--theta", str(theta)]
         names = {"__name__": "yardstick"}
         exec(compile(definitions + "\nmodel = Nano().to(dev)\n" + evaluate, script, "exec"), names)
-        weights = {}
-        for path in glob.glob(f"{model_folder}/model*.safetensors"):
-            weights.update(load_file(path))
-        set_weights(names["model"], weights, names["a"].experts)
+        set_weights(names["model"], load_weights(model_folder), names["a"].experts)
         losses = {str(n): round(names["evaluate"](n, max(1, TOKENS // n), BATCHES), 4)
                   for n in lengths}
     print(json.dumps(losses))
