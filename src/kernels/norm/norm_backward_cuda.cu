@@ -52,31 +52,50 @@ struct Factors {
         pull(root * root * root * (sums.y / static_cast<float>(n.width))) {}
 };
 
-template <bool kGated>
+// What a thread has of a row, as it lies in memory.
+template <bool kGated, int kPieces>
+struct RawRow {
+  Raw8 x[kPieces], dy[kPieces], gate[kGated ? kPieces : 1];
+};
+
+__device__ __forceinline__ int64_t Column(int i) {
+  return static_cast<int64_t>(threadIdx.x + i * blockDim.x) * 8;
+}
+
+template <bool kGated, int kPieces>
+__device__ __forceinline__ void Fetch(const Norms& n, int64_t row, RawRow<kGated, kPieces>& raw) {
+#pragma unroll
+  for (int i = 0; i < kPieces; ++i) {
+    if (Column(i) >= n.width) continue;
+    raw.x[i] = n.x.Fetch8(row, Column(i));
+    raw.dy[i] = n.d_out.Fetch8(row, Column(i));
+    if constexpr (kGated) raw.gate[i] = n.gate.Fetch8(row, Column(i));
+  }
+}
+
+// kPieces eights of a row a thread. With one there is room to fetch the next row ahead.
+template <bool kGated, int kPieces>
 __global__ void __launch_bounds__(kMostThreads) RowsInRegisters(const __grid_constant__ Norms n) {
-  const auto column = [](int i) { return static_cast<int64_t>(threadIdx.x + i * blockDim.x) * 8; };
-  float share[kEights][8] = {};
+  constexpr bool kAhead = kPieces == 1;
+  float share[kPieces][8] = {};
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kPieceRows;
   const int64_t end = min(begin + kPieceRows, n.rows);
+  RawRow<kGated, kPieces> next;
+  if constexpr (kAhead) Fetch(n, begin, next);
   for (int64_t row = begin; row < end; ++row) {
-    Raw8 raw_x[kEights], raw_dy[kEights], raw_gate[kEights];
-#pragma unroll
-    for (int i = 0; i < kEights; ++i) {
-      if (column(i) >= n.width) continue;
-      raw_x[i] = n.x.Fetch8(row, column(i));
-      raw_dy[i] = n.d_out.Fetch8(row, column(i));
-      if constexpr (kGated) raw_gate[i] = n.gate.Fetch8(row, column(i));
-    }
-    float x[kEights][8], dy[kEights][8];
+    if constexpr (!kAhead) Fetch(n, row, next);
+    const RawRow<kGated, kPieces> raw = next;
+    if constexpr (kAhead) Fetch(n, min(row + 1, end - 1), next);
+    float x[kPieces][8], dy[kPieces][8];
     float2 sums = {0.0f, 0.0f};
 #pragma unroll
-    for (int i = 0; i < kEights; ++i) {
-      if (column(i) >= n.width) continue;
-      raw_x[i].Unpack(x[i]);
-      raw_dy[i].Unpack(dy[i]);
+    for (int i = 0; i < kPieces; ++i) {
+      if (Column(i) >= n.width) continue;
+      raw.x[i].Unpack(x[i]);
+      raw.dy[i].Unpack(dy[i]);
       float weight[8], open[8];
-      if constexpr (kGated) raw_gate[i].Unpack(open);
-      Load8(n.weight + column(i), weight);
+      if constexpr (kGated) raw.gate[i].Unpack(open);
+      Load8(n.weight + Column(i), weight);
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
         if constexpr (kGated) dy[i][c] *= Sigmoid(open[c]);
@@ -86,12 +105,12 @@ __global__ void __launch_bounds__(kMostThreads) RowsInRegisters(const __grid_con
     }
     const Factors f(BlockSums(sums, static_cast<int>(row & 1)), n);
 #pragma unroll
-    for (int i = 0; i < kEights; ++i) {
-      if (column(i) >= n.width) continue;
+    for (int i = 0; i < kPieces; ++i) {
+      if (Column(i) >= n.width) continue;
       // Weights and gates once more, from the cache: the registers are full.
       float weight[8], open[8];
-      Load8(n.weight + column(i), weight);
-      if constexpr (kGated) n.gate.Fetch8(row, column(i)).Unpack(open);
+      Load8(n.weight + Column(i), weight);
+      if constexpr (kGated) n.gate.Fetch8(row, Column(i)).Unpack(open);
 #pragma unroll
       for (int c = 0; c < 8; ++c) {
         const float scaled = x[i][c] * f.root, weighted = dy[i][c] * weight[c];
@@ -99,13 +118,13 @@ __global__ void __launch_bounds__(kMostThreads) RowsInRegisters(const __grid_con
         if constexpr (kGated) open[c] = weighted * scaled * (1.0f - Sigmoid(open[c]));
         dy[i][c] = weighted * f.root - x[i][c] * f.pull;
       }
-      n.d_x.Set8(row, column(i), dy[i]);
-      if constexpr (kGated) n.d_gate.Set8(row, column(i), open);
+      n.d_x.Set8(row, Column(i), dy[i]);
+      if constexpr (kGated) n.d_gate.Set8(row, Column(i), open);
     }
   }
 #pragma unroll
-  for (int i = 0; i < kEights; ++i) {
-    if (column(i) < n.width) Store8(n.shares + blockIdx.x * n.width + column(i), share[i]);
+  for (int i = 0; i < kPieces; ++i) {
+    if (Column(i) < n.width) Store8(n.shares + blockIdx.x * n.width + Column(i), share[i]);
   }
 }
 
@@ -194,9 +213,12 @@ void Run(Queue& queue, const GatedNormBackwardArgs& a) {
                        (!kGated || (HasAlignedRows(a.gate) && HasAlignedRows(a.d_gate)));
   const auto blocks = static_cast<unsigned>(pieces);
   if (aligned) {
-    const int64_t threads = (width / 8 + kEights - 1) / kEights;
-    RowsInRegisters<kGated>
-        <<<blocks, static_cast<unsigned>((threads + 31) / 32 * 32), 0, queue.stream()>>>(n);
+    const bool is_short = width <= 32 * 8;  // one warp then has a row
+    const int64_t threads = is_short ? 32 : (width / 8 + kEights - 1) / kEights;
+    const auto rows_in_registers =
+        is_short ? RowsInRegisters<kGated, 1> : RowsInRegisters<kGated, kEights>;
+    rows_in_registers<<<blocks, static_cast<unsigned>((threads + 31) / 32 * 32), 0,
+                        queue.stream()>>>(n);
   } else {
     RowsOfAnyKind<kGated><<<blocks, kAnyThreads, 0, queue.stream()>>>(n);
   }
