@@ -426,6 +426,52 @@ __global__ void __launch_bounds__(kThreads) ChooseForAll(const __grid_constant__
   if (token < p.r.tokens) ChooseFor<kSlots>(p, token, expert);
 }
 
+// A thread a token, of few experts.
+constexpr int kFewExperts = 8;
+
+__global__ void __launch_bounds__(kThreads) ChooseOfFew(const __grid_constant__ ChoiceParams p) {
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (token >= p.r.tokens) return;
+  const int num_experts = static_cast<int>(p.r.num_experts), k = static_cast<int>(p.r.k);
+  float v[kFewExperts];
+#pragma unroll
+  for (int e = 0; e < kFewExperts; ++e) {
+    const float x = e < num_experts ? p.logits[token * p.logits_stride + e] : -INFINITY;
+    v[e] = x == x ? x : -INFINITY;
+  }
+  uint32_t open = (1u << num_experts) - 1;
+  int chosen[kFewExperts];
+  float share[kFewExperts], top = 0.0f, sum = 0.0f;
+#pragma unroll
+  for (int c = 0; c < kFewExperts; ++c) {
+    if (c >= k) break;
+    float best = -INFINITY;
+    chosen[c] = kMaxExperts;
+#pragma unroll
+    for (int e = 0; e < kFewExperts; ++e) {
+      if ((open >> e & 1) && (chosen[c] == kMaxExperts || v[e] > best)) {
+        best = v[e];
+        chosen[c] = e;
+      }
+    }
+    open &= ~(1u << chosen[c]);
+    if (c == 0) top = best;
+    share[c] = expf(best - top);
+    sum += share[c];
+  }
+#pragma unroll
+  for (int c = 0; c < kFewExperts; ++c) {
+    if (c >= k) break;
+    int place = 0;
+#pragma unroll
+    for (int other = 0; other < kFewExperts; ++other) {
+      if (other < k && chosen[other] < chosen[c]) ++place;
+    }
+    p.r.expert[token * k + place] = chosen[c];
+    p.r.weight[token * k + place] = share[c] / sum;
+  }
+}
+
 // From the rows of each expert to the first of each, and the groups. One block.
 __device__ __forceinline__ void NumberExperts(const Routing& r, const int* total, int* first) {
   __shared__ int64_t warp_sum[kWarps];
@@ -718,8 +764,12 @@ void RouterLogits(Queue& queue, const Tensor& x, const Weight& router, const Ten
 
 void ChooseExperts(Queue& queue, const Tensor& logits, const Routing& r) {
   const ChoiceParams p{logits.As<const float, 2>().data, logits.stride[0], r};
-  const auto choose = r.num_experts <= 32 ? ChooseForAll<1> : ChooseForAll<kMaxExperts / 32>;
-  choose<<<Blocks(r.tokens, kWarps), kThreads, 0, queue.stream()>>>(p);
+  if (r.num_experts <= kFewExperts) {
+    ChooseOfFew<<<Blocks(r.tokens, kThreads), kThreads, 0, queue.stream()>>>(p);
+  } else {
+    const auto choose = r.num_experts <= 32 ? ChooseForAll<1> : ChooseForAll<kMaxExperts / 32>;
+    choose<<<Blocks(r.tokens, kWarps), kThreads, 0, queue.stream()>>>(p);
+  }
   CheckLaunch();
 }
 
