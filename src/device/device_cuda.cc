@@ -77,6 +77,7 @@ CUstream_st* MakeStream() {
 }
 
 void FreeStream(CUstream_st* stream) noexcept {
+  FreeStaging(stream);
   cudaStreamDestroy(stream);
 }
 

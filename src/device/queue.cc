@@ -37,10 +37,20 @@ void Queue::Wait() {
 }
 
 void Queue::CopyToDevice(void* device_memory, const void* host, int64_t bytes) {
+#ifdef MM01_CUDA
+  if (stream_ && bytes >= cuda::kStagedFrom) {
+    return cuda::CopyIn(device_memory, host, bytes, stream_, pool_);
+  }
+#endif
   CopyOnDevice(device_memory, host, bytes);  // the runtime has read pageable memory on return
 }
 
 void Queue::CopyToHost(void* host, const void* device_memory, int64_t bytes) {
+#ifdef MM01_CUDA
+  if (stream_ && bytes >= cuda::kStagedFrom) {
+    return cuda::CopyOut(host, device_memory, bytes, stream_, pool_);
+  }
+#endif
   CopyOnDevice(host, device_memory, bytes);
   Wait();
 }

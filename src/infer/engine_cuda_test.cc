@@ -9,6 +9,7 @@
 
 #include "infer/generate.h"
 #include "infer/session.h"
+#include "infer/snapshots.h"
 #include "testing/near.h"
 #include "testing/tiny_model.h"
 
@@ -34,13 +35,13 @@ class EngineCudaTest : public testing::Test {
   }
 
   std::unique_ptr<Engine> Load(const TextConfig& config, Device device, DType type,
-                               int64_t rows = 512) {
+                               int64_t rows = 512, int64_t context = 512) {
     WriteTinyModel(folder_.path(), config);
     const WeightType weights{type, type == DType::kI8 ? 64 : 0};
     auto engine = Engine::Load(folder_.path(), {.weights = weights,
                                                 .device = device,
                                                 .num_threads = 2,
-                                                .context_tokens = 512,
+                                                .context_tokens = context,
                                                 .num_sequences = 4,
                                                 .prefill_rows = rows});
     Check(engine.ok(), engine.status().message());
@@ -135,6 +136,52 @@ TEST_F(EngineCudaTest, SavedOnTheGpuGoesOnThereAndOnTheCpu) {
     ASSERT_TRUE(there->Read(next).ok());
     const std::vector<float> on_cpu(there->logits().begin(), there->logits().end());
     EXPECT_LE(RelativeError(on_cpu, want), type == DType::kF32 ? 1e-5 : 2e-2);
+  }
+}
+
+// S and the pages are large enough to go by way of pinned memory.
+TEST_F(EngineCudaTest, ASequenceGoesOnFromASnapshotToTheBit) {
+  for (const DType type : {DType::kF32, DType::kBF16}) {
+    const auto engine = Load(ReleasedHeads(), Device::kCuda, type, 2048, 4096);
+    TextState& state = engine->state();
+    Snapshots snapshots(state, 1 << 30);
+    const std::vector<int32_t> tokens = TinyTokens(1800);
+    std::vector<PrefixKey> keys;
+    ExtendPrefixKeys(PrefixRoot("model", ""), tokens, &keys);
+    const auto open = [&] {
+      const int32_t slot = *state.Open();
+      Check(state.Reserve(slot, std::ssize(tokens)).ok(), "there is room");
+      return slot;
+    };
+    const auto read = [&](int32_t slot, std::span<const int32_t> ids) {
+      Scratch scratch(engine->queue());
+      const auto rows = std::ssize(ids);
+      const Tensor hidden =
+          scratch.GetRows(engine->weights().activations(), rows, engine->config().hidden_size);
+      Forward(engine->model(), {.ids = {ids.begin(), ids.end()}, .sequences = {{slot, rows}}},
+              hidden);
+      std::vector<float> logits(static_cast<size_t>(engine->config().vocab_size));
+      LogitsToHost(engine->model(), hidden.Rows(rows - 1, rows), logits);
+      return logits;
+    };
+    const int32_t slot = open();
+    read(slot, std::span(tokens).first(704));
+    ASSERT_TRUE(snapshots.Take(engine->queue(), state, slot, keys));
+    read(slot, std::span(tokens).subspan(704, 960));
+    ASSERT_TRUE(snapshots.Take(engine->queue(), state, slot, keys));
+    const std::vector<float> wanted = read(slot, std::span(tokens).subspan(1664));
+    state.Close(slot);
+
+    // Slots and pages of others hold other numbers now.
+    read(open(), TinyTokens(1800, 96, 2));
+    const auto found = snapshots.Find(keys, 1800);
+    ASSERT_TRUE(found);
+    ASSERT_EQ(found->position, 1664);
+    const int32_t again = open();
+    Restoring restoring(found);
+    EXPECT_FALSE(restoring.Go(engine->queue(), state, again, 5 * state.page_bytes()));
+    EXPECT_TRUE(restoring.Go(engine->queue(), state, again, 1 << 30));
+    EXPECT_EQ(read(again, std::span(tokens).subspan(1664)), wanted);
   }
 }
 

@@ -29,6 +29,10 @@ constexpr const char* kVersion = "1";
 constexpr std::string_view kSuffix = ".snapshot";
 constexpr int64_t kBlock = kLightningBlock;
 constexpr int64_t kHeaderBytes = 2048;  // about, of a file
+// A file has some megabytes, so a disk is kept busy by several at once. What a thread has read it
+// checks while that is still in its cache.
+constexpr int kReaders = 8;
+constexpr int64_t kReadBytes = 1 << 20;
 
 // Of what a file is, and a part of its bytes.
 class Hash {
@@ -105,14 +109,37 @@ Status Damaged(const SafetensorsFile& file) {
   return Status::Invalid(file.path() + " is damaged: its checksum does not match its contents");
 }
 
-Status CheckDigest(const SafetensorsFile& file, const char* name, const Digest& digest) {
-  MM01_ASSIGN_OR_RETURN(const auto stored, file.ReadAll<uint8_t>(*file.Find(name)));
+// Reads and checks tensor `name`: its first `unwanted_bytes` are not kept, the others fill `out`.
+Status ReadChecked(const SafetensorsFile& file, const PrefixKey& key, const std::string& name,
+                   int64_t unwanted_bytes, std::span<std::byte> out) {
+  const TensorInfo* const tensor = file.Find(name);
+  const TensorInfo* const checksum = file.Find(name + "_checksum");
+  if (!tensor || !checksum || tensor->bytes != unwanted_bytes + std::ssize(out)) {
+    return Damaged(file);
+  }
+  Hash hash(key, file.metadata());
+  std::vector<std::byte> unwanted(static_cast<size_t>(std::min(unwanted_bytes, kReadBytes)));
+  for (int64_t at = 0; at < tensor->bytes;) {
+    const bool kept = at >= unwanted_bytes;
+    const int64_t bytes = std::min(kReadBytes, (kept ? tensor->bytes : unwanted_bytes) - at);
+    const std::span<std::byte> piece =
+        (kept ? out.subspan(static_cast<size_t>(at - unwanted_bytes)) : std::span(unwanted))
+            .first(static_cast<size_t>(bytes));
+    MM01_RETURN_IF_ERROR(file.Read(*tensor, at, piece));
+    hash.Add(piece);
+    at += bytes;
+  }
+  MM01_ASSIGN_OR_RETURN(const auto stored, file.ReadAll<uint8_t>(*checksum));
+  const Digest digest = hash.Value();
   const bool same = stored.size() == digest.size() &&
                     std::memcmp(stored.data(), digest.data(), digest.size()) == 0;
   return same ? Status::Ok() : Damaged(file);
 }
 
 }  // namespace
+
+SnapshotFiles::SnapshotFiles(SnapshotFilesOptions options)
+    : options_(std::move(options)), readers_(kReaders) {}
 
 Result<std::unique_ptr<SnapshotFiles>> SnapshotFiles::Open(SnapshotFilesOptions options) {
   std::unique_ptr<SnapshotFiles> files(new SnapshotFiles(std::move(options)));
@@ -355,40 +382,43 @@ bool SnapshotFiles::ReadFiles(Snapshot& snapshot) {
   std::vector<std::pair<PrefixKey, Entry>> files;
   {
     const std::lock_guard lock(mutex_);
+    int64_t end = snapshot.position;
     for (PrefixKey key = snapshot.key;;) {
       const auto found = index_.find(key);
       if (found == index_.end()) return false;  // deleted in the meantime
+      if (found->second.end != end) {           // a header that lies: its pages would not fit
+        EraseWithChildren(key);
+        return false;
+      }
       files.emplace_back(key, found->second);
-      if (found->second.begin <= segment.begin) break;
+      end = found->second.begin;
+      if (end <= segment.begin) break;
       key = found->second.parent;
     }
     Touch(snapshot.key);
   }
   ::utimensat(AT_FDCWD, PathOf(snapshot.key).c_str(), nullptr, 0);
-  const auto check = [&](const PrefixKey& key, const Status& status) {
-    if (status.ok()) return true;
-    const std::lock_guard lock(mutex_);
-    EraseWithChildren(key);
-    return false;
-  };
-  if (!check(snapshot.key, ReadBorder(snapshot.key, files.front().second, snapshot))) return false;
-  return std::ranges::all_of(files, [&](const auto& file) {
-    return check(file.first, ReadPages(file.first, file.second, segment));
+  std::vector<Status> read(files.size() + 1);
+  readers_.ParallelFor(std::ssize(read), [&](int64_t item, int) {
+    const auto i = static_cast<size_t>(item);
+    read[i] = i == 0 ? ReadBorder(snapshot.key, snapshot)
+                     : ReadPages(files[i - 1].first, files[i - 1].second, segment);
   });
+  // All that are damaged go, so it does not matter which was found first.
+  bool all = true;
+  const std::lock_guard lock(mutex_);
+  for (size_t i = 0; i < read.size(); ++i) {
+    if (read[i].ok()) continue;
+    EraseWithChildren(i == 0 ? snapshot.key : files[i - 1].first);
+    all = false;
+  }
+  return all;
 }
 
-Status SnapshotFiles::ReadBorder(const PrefixKey& key, const Entry& entry,
-                                 const Snapshot& snapshot) const {
+Status SnapshotFiles::ReadBorder(const PrefixKey& key, const Snapshot& snapshot) const {
   MM01_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(PathOf(key)));
-  if (!file.Find("border") || file.Find("border")->bytes != options_.border_bytes ||
-      !file.Find("border_checksum") || entry.end != snapshot.position) {
-    return Damaged(file);
-  }
-  const std::span out(snapshot.border.data(), static_cast<size_t>(options_.border_bytes));
-  MM01_RETURN_IF_ERROR(file.Read(*file.Find("border"), 0, out));
-  Hash hash(key, file.metadata());
-  hash.Add(out);
-  return CheckDigest(file, "border_checksum", hash.Value());
+  return ReadChecked(file, key, "border", 0,
+                     {snapshot.border.data(), static_cast<size_t>(snapshot.border.bytes())});
 }
 
 Status SnapshotFiles::ReadPages(const PrefixKey& key, const Entry& entry,
@@ -396,23 +426,10 @@ Status SnapshotFiles::ReadPages(const PrefixKey& key, const Entry& entry,
   const int64_t page_bytes = options_.page_bytes;
   if (page_bytes == 0) return Status::Ok();
   MM01_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Open(PathOf(key)));
-  const TensorInfo* pages = file.Find("pages");
-  if (!pages || pages->bytes != (entry.end - entry.begin) / kBlock * page_bytes ||
-      !file.Find("pages_checksum")) {
-    return Damaged(file);
-  }
-  Hash hash(key, file.metadata());
-  std::vector<std::byte> unwanted(static_cast<size_t>(page_bytes));
-  for (int64_t at = entry.begin; at < entry.end; at += kBlock) {
-    std::span<std::byte> out(unwanted);
-    if (at >= segment.begin) {
-      out = std::span(segment.pages.data() + (at - segment.begin) / kBlock * page_bytes,
-                      unwanted.size());
-    }
-    MM01_RETURN_IF_ERROR(file.Read(*pages, (at - entry.begin) / kBlock * page_bytes, out));
-    hash.Add(out);
-  }
-  return CheckDigest(file, "pages_checksum", hash.Value());
+  const int64_t begin = std::max(entry.begin, segment.begin);
+  return ReadChecked(file, key, "pages", (begin - entry.begin) / kBlock * page_bytes,
+                     {segment.pages.data() + (begin - segment.begin) / kBlock * page_bytes,
+                      static_cast<size_t>((entry.end - begin) / kBlock * page_bytes)});
 }
 
 void SnapshotFiles::Touch(const PrefixKey& key) {

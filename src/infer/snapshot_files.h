@@ -6,7 +6,7 @@
 //
 //   metadata  format "mm01-snapshot", version "1", model, begin, end, parent (hex, or empty)
 //   border           [S bytes]         uint8   TextState::CopyBorder
-//   pages            [n, page bytes]   uint8   TextState::CopyPage, tokens begin .. end - 1
+//   pages            [n, page bytes]   uint8   TextState::CopyPages, tokens begin .. end - 1
 //   border_checksum  [16]              uint8   XXH3-128 of name, metadata and border
 //   pages_checksum   [16]              uint8   XXH3-128 of name, metadata and pages
 //
@@ -16,8 +16,8 @@
 //           or layout, is deleted and counted, with those that need it, and never used.
 // Budget    Room is made by deleting the least recently used; a parent counts as used with each of
 //           its children, so it goes after them. What does not fit even so is not written.
-// Threads   Reading and writing go on in a thread of their own, one after the other. All functions
-//           are for one other thread.
+// Threads   Reading and writing go on in a thread of their own, one after the other; a read shares
+//           its files among several. All functions are for one other thread.
 #pragma once
 
 #include <condition_variable>
@@ -32,6 +32,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "base/thread_pool.h"
 #include "infer/snapshots.h"
 #include "io/file.h"
 
@@ -87,7 +88,7 @@ class SnapshotFiles {
   };
   using Index = std::unordered_map<PrefixKey, Entry, PrefixKeyHash>;
 
-  explicit SnapshotFiles(SnapshotFilesOptions options) : options_(std::move(options)) {}
+  explicit SnapshotFiles(SnapshotFilesOptions options);
   Status LockFolder();
   void Scan();
   Result<Entry> ReadHeader(const PrefixKey& key) const;
@@ -98,7 +99,7 @@ class SnapshotFiles {
   Status WriteContents(const Snapshot& snapshot, const Entry& entry) const;
   bool ReadFiles(Snapshot& snapshot);
   Status ReadPages(const PrefixKey& key, const Entry& entry, const Segment& segment) const;
-  Status ReadBorder(const PrefixKey& key, const Entry& entry, const Snapshot& snapshot) const;
+  Status ReadBorder(const PrefixKey& key, const Snapshot& snapshot) const;
 
   // With mutex_ held.
   void Touch(const PrefixKey& key);
@@ -119,6 +120,7 @@ class SnapshotFiles {
   bool busy_ = false, stop_ = false;
   std::vector<ReadEnd> read_ends_;
 
+  ThreadPool readers_;  // thread_ is one of them
   std::thread thread_;
 };
 

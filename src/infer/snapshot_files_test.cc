@@ -163,6 +163,64 @@ TEST_F(SnapshotFilesTest, ADamagedParentTakesItsChildrenAlong) {
   EXPECT_EQ(files_->size(), 2);
 }
 
+TEST_F(SnapshotFilesTest, OfManyFilesTheDamagedGoWithThoseAfterThem) {
+  Open();
+  for (int64_t blocks = 2; blocks <= 80; blocks += 2) Write(1, blocks);
+  EXPECT_TRUE(ReadsBack(1, 80));
+  EXPECT_TRUE(ReadsBack(1, 80, 37)) << "from within a file";
+  files_.reset();
+  for (const int64_t blocks : {24, 50, 66}) {
+    std::fstream file(PathOf(1, blocks), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-100, std::ios::end);  // pages
+    file.put('x').put('y');
+  }
+  Open();
+  EXPECT_TRUE(ReadsBack(1, 22));
+  EXPECT_TRUE(ReadsBack(1, 80, 66)) << "those before are not looked at";
+  EXPECT_FALSE(ReadsBack(1, 80, 40));
+  EXPECT_EQ(Find(1, 80), 48) << "50 and 66 are found at once";
+  EXPECT_EQ(files_->deleted(), 16);
+  EXPECT_FALSE(ReadsBack(1, 48));
+  EXPECT_EQ(Find(1, 80), 22);
+  EXPECT_EQ(files_->size(), 11);
+  EXPECT_TRUE(ReadsBack(1, 22));
+}
+
+TEST_F(SnapshotFilesTest, PagesOfMoreThanOneReadAreWhole) {
+  SnapshotFilesOptions options = Options();
+  options.border_bytes = (1 << 20) + 16;
+  options.page_bytes = 700'000;
+  Open(options);
+  const auto make = [&](int64_t begin, uint64_t what) {
+    const int64_t bytes = (5 - begin) * options.page_bytes;
+    std::shared_ptr<Snapshot> s(new Snapshot{.key = KeysOf(1, 5).back(),
+                                             .position = 5 * 64,
+                                             .border = CountedBuffer(options.border_bytes, total_),
+                                             .segments = {}});
+    s->segments.emplace_back(
+        new Segment{.begin = begin * 64, .end = 5 * 64, .pages = CountedBuffer(bytes, total_)});
+    Fill(s->border.data(), what > 0 ? options.border_bytes : 0, what);
+    Fill(s->segments[0]->pages.data(), what > 0 ? bytes : 0, what + 1);
+    return s;
+  };
+  const auto written = make(0, 1);
+  files_->Write(written, KeysOf(1, 5));
+  for (const int64_t begin : {0, 2, 3}) {
+    const auto read = make(begin, 0);
+    files_->Read(read);
+    files_->Flush();
+    ASSERT_TRUE(files_->TakeReadEnds().at(0).ok) << begin;
+    EXPECT_EQ(std::memcmp(read->border.data(), written->border.data(),
+                          static_cast<size_t>(options.border_bytes)),
+              0);
+    EXPECT_EQ(std::memcmp(read->segments[0]->pages.data(),
+                          written->segments[0]->pages.data() + begin * options.page_bytes,
+                          static_cast<size_t>((5 - begin) * options.page_bytes)),
+              0)
+        << begin;
+  }
+}
+
 TEST_F(SnapshotFilesTest, ForeignCutRenamedAndUnfinishedFilesAreDeleted) {
   Open();
   for (const uint64_t text : {1, 2, 3, 4}) Write(text, 2);

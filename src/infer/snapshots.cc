@@ -9,7 +9,6 @@ namespace mm01::infer {
 namespace {
 
 constexpr int64_t kBlock = kLightningBlock;
-constexpr int64_t kPagesAtOnce = 16;  // through scratch memory of a GPU
 
 size_t KeyIndex(int64_t position) {
   return static_cast<size_t>(position / kBlock - 1);
@@ -99,11 +98,8 @@ std::shared_ptr<const Snapshot> Snapshots::Take(Queue& queue, const TextState& s
   if (!snapshot) return nullptr;
   state.CopyBorder(queue, slot, snapshot->border.data());
   const Segment& segment = *snapshot->segments.back();
-  std::byte* out = segment.pages.data();
-  for (int64_t page = segment.begin / kBlock; page < segment.end / kBlock; ++page) {
-    state.CopyPage(queue, slot, page, out);
-    out += page_bytes_;
-  }
+  state.CopyPages(queue, slot, segment.begin / kBlock, (segment.end - segment.begin) / kBlock,
+                  segment.pages.data());
   Insert(snapshot);
   ++taken_;
   return snapshot;
@@ -122,7 +118,7 @@ bool Restoring::Go(Queue& queue, TextState& state, int32_t slot, int64_t most_by
   for (int64_t left = page_bytes > 0 ? std::max<int64_t>(1, most_bytes / page_bytes) : 0;
        left > 0 && next_page_ < end;) {
     const Segment& segment = snapshot_->SegmentOf(next_page_);
-    const int64_t count = std::min({left, segment.end / kBlock - next_page_, kPagesAtOnce});
+    const int64_t count = std::min(left, segment.end / kBlock - next_page_);
     state.SetPages(queue, slot, next_page_, count, snapshot_->Page(next_page_, page_bytes));
     next_page_ += count;
     left -= count;

@@ -45,7 +45,7 @@ class CountedBuffer {
   std::shared_ptr<std::atomic<int64_t>> total_;
 };
 
-// Keys and values of the tokens from `begin` to `end`, page by page (TextState::CopyPage).
+// Keys and values of the tokens from `begin` to `end`, page by page (TextState::CopyPages).
 struct Segment {
   int64_t begin = 0, end = 0;
   CountedBuffer pages;

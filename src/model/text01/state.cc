@@ -7,6 +7,70 @@
 #include "base/check.h"
 
 namespace mm01 {
+namespace {
+
+constexpr int64_t kPartBytes = 16 << 20;  // of scratch memory on a GPU, for what is on its way
+
+// Calls copy(pools, pages, bytes) for all pages in all pools, part by part in the order in which
+// they are packed. A part is a run of pages, or of pools where a page is large, and has kPartBytes
+// at most, or one piece.
+template <typename F>
+void ForEachPart(std::span<const PagePool> pools, std::span<const int32_t> pages, const F& copy) {
+  const int64_t page_bytes = PackedPageBytes(pools);
+  if (page_bytes == 0) return;
+  if (page_bytes <= kPartBytes) {
+    const auto most = static_cast<size_t>(kPartBytes / page_bytes);
+    for (size_t begin = 0; begin < pages.size(); begin += most) {
+      const auto part = pages.subspan(begin, std::min(most, pages.size() - begin));
+      copy(pools, part, std::ssize(part) * page_bytes);
+    }
+    return;
+  }
+  for (size_t page = 0; page < pages.size(); ++page) {
+    for (size_t begin = 0, end = 0; begin < pools.size(); begin = end) {
+      int64_t bytes = 0;
+      for (; end < pools.size() && (end == begin || bytes + pools[end].page_bytes <= kPartBytes);
+           ++end) {
+        bytes += pools[end].page_bytes;
+      }
+      copy(pools.subspan(begin, end - begin), pages.subspan(page, 1), bytes);
+    }
+  }
+}
+
+// Pages to the host, as GatherPages packs them.
+void Pack(Queue& queue, std::span<const PagePool> pools, std::span<const int32_t> pages,
+          std::byte* out) {
+  ForEachPart(pools, pages, [&](auto part_pools, auto part_pages, int64_t bytes) {
+    if (queue.device() == Device::kCpu) {
+      GatherPages(queue, part_pools, part_pages, out);
+    } else {
+      Scratch scratch(queue);
+      auto* gathered = scratch.Get<std::byte>(bytes);
+      GatherPages(queue, part_pools, part_pages, gathered);
+      queue.CopyToHost(out, gathered, bytes);
+    }
+    out += bytes;
+  });
+}
+
+// The way back.
+void Unpack(Queue& queue, std::span<const PagePool> pools, std::span<const int32_t> pages,
+            const std::byte* from) {
+  ForEachPart(pools, pages, [&](auto part_pools, auto part_pages, int64_t bytes) {
+    if (queue.device() == Device::kCpu) {
+      ScatterPages(queue, part_pools, part_pages, from);
+    } else {
+      Scratch scratch(queue);
+      auto* gathered = scratch.Get<std::byte>(bytes);
+      queue.CopyToDevice(gathered, from, bytes);
+      ScatterPages(queue, part_pools, part_pages, gathered);
+    }
+    from += bytes;
+  });
+}
+
+}  // namespace
 
 TextState::TextState(const TextConfig& config, const Shard& shard, const StateSizes& sizes)
     : sizes_(sizes),
@@ -110,37 +174,36 @@ int64_t TextState::border_bytes() const {
   return sum;
 }
 
-std::vector<TextState::Piece> TextState::BorderPieces(int32_t slot) const {
-  Check(sequence(slot).begin == 0, "only a whole sequence is copied");
-  std::vector<Piece> pieces;
+std::vector<PagePool> TextState::BorderPools() const {
+  std::vector<PagePool> pools;
   for (const LayerMemory& m : layers_) {
-    const int64_t bytes = m.s.bytes() / sizes_.num_slots;
-    if (bytes > 0) pieces.push_back({m.s.data() + slot * bytes, bytes});
+    if (m.s.bytes() > 0) pools.push_back({m.s.data(), m.s.bytes() / sizes_.num_slots});
   }
-  return pieces;
+  return pools;
 }
 
-std::vector<TextState::Piece> TextState::PagePieces(int32_t slot, int64_t index) const {
-  if (page_bytes_ == 0) return {};
-  const Sequence& s = sequence(slot);
-  Check(s.begin == 0 && index < std::ssize(s.pages), "the sequence has no such page");
-  std::vector<Piece> pieces;
+std::vector<PagePool> TextState::KvPools() const {
+  std::vector<PagePool> pools;
   for (const LayerMemory& m : layers_) {
     for (const Buffer* pool : {&m.k, &m.v}) {
-      const int64_t bytes = pool->bytes() / num_pages_;
-      const int64_t page = s.pages[static_cast<size_t>(index)];
-      if (bytes > 0) pieces.push_back({pool->data() + page * bytes, bytes});
+      if (pool->bytes() > 0) pools.push_back({pool->data(), pool->bytes() / num_pages_});
     }
   }
-  return pieces;
+  return pools;
+}
+
+std::span<const int32_t> TextState::PagesOf(int32_t slot, int64_t first, int64_t count) const {
+  const Sequence& s = sequence(slot);
+  Check(s.begin == 0, "only a whole sequence is copied");
+  Check(0 <= first && 0 <= count && first + count <= std::ssize(s.pages),
+        "the sequence has no such pages");
+  return std::span(s.pages).subspan(static_cast<size_t>(first), static_cast<size_t>(count));
 }
 
 void TextState::CopyBorder(Queue& queue, int32_t slot, std::byte* out) const {
   Check(length(slot) >= kLightningBlock, "S is not set before the first border");
-  for (const Piece& piece : BorderPieces(slot)) {
-    queue.CopyToHost(out, piece.data, piece.bytes);
-    out += piece.bytes;
-  }
+  Check(begin(slot) == 0, "only a whole sequence is copied");
+  Pack(queue, BorderPools(), {&slot, 1}, out);
 }
 
 void TextState::SetBorder(Queue& queue, int32_t slot, const std::byte* from) {
@@ -157,44 +220,20 @@ void TextState::Rewind(Queue& queue, int32_t slot, int64_t border, const std::by
 }
 
 void TextState::WriteBorder(Queue& queue, int32_t slot, const std::byte* from) {
-  for (const Piece& piece : BorderPieces(slot)) {
-    queue.CopyToDevice(piece.data, from, piece.bytes);
-    from += piece.bytes;
-  }
+  Check(begin(slot) == 0, "only a whole sequence is copied");
+  Unpack(queue, BorderPools(), {&slot, 1}, from);
 }
 
-// A page is many small pieces. To and from a GPU they go as one, and many pages too.
-void TextState::CopyPage(Queue& queue, int32_t slot, int64_t index, std::byte* out) const {
-  Check((index + 1) * kKvPage <= length(slot), "the page is not full");
-  if (page_bytes_ == 0) return;
-  Scratch scratch(queue);
-  const bool on_cpu = queue.device() == Device::kCpu;
-  std::byte* const gathered = on_cpu ? out : scratch.Get<std::byte>(page_bytes_);
-  std::byte* at = gathered;
-  for (const Piece& piece : PagePieces(slot, index)) {
-    queue.CopyOnDevice(at, piece.data, piece.bytes);
-    at += piece.bytes;
-  }
-  if (!on_cpu) queue.CopyToHost(out, gathered, page_bytes_);
+void TextState::CopyPages(Queue& queue, int32_t slot, int64_t first, int64_t count,
+                          std::byte* out) const {
+  Check((first + count) * kKvPage <= length(slot), "the pages are not full");
+  if (page_bytes_ > 0) Pack(queue, KvPools(), PagesOf(slot, first, count), out);
 }
 
 void TextState::SetPages(Queue& queue, int32_t slot, int64_t first, int64_t count,
                          const std::byte* from) {
   Check(length(slot) == 0, "a copy goes into an empty slot");
-  if (page_bytes_ == 0) return;
-  Scratch scratch(queue);
-  const std::byte* at = from;
-  if (queue.device() != Device::kCpu) {
-    auto* gathered = scratch.Get<std::byte>(count * page_bytes_);
-    queue.CopyToDevice(gathered, from, count * page_bytes_);
-    at = gathered;
-  }
-  for (int64_t index = first; index < first + count; ++index) {
-    for (const Piece& piece : PagePieces(slot, index)) {
-      queue.CopyOnDevice(piece.data, at, piece.bytes);
-      at += piece.bytes;
-    }
-  }
+  if (page_bytes_ > 0) Unpack(queue, KvPools(), PagesOf(slot, first, count), from);
 }
 
 int64_t TextState::num_open() const {

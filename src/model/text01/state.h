@@ -19,6 +19,7 @@
 #include "device/buffer.h"
 #include "device/queue.h"
 #include "kernels/attention/attention.h"
+#include "kernels/attention/page_copy.h"
 #include "kernels/lightning/lightning.h"
 #include "model/text01/config.h"
 #include "model/text01/weights.h"
@@ -55,17 +56,18 @@ class TextState {
   int64_t border_bytes() const;                       // S of all lightning layers
   int64_t page_bytes() const { return page_bytes_; }  // keys and values of 64 tokens
   static int64_t BorderBefore(int64_t length) { return length / kKvPage * kKvPage; }
+  // On a GPU they travel by way of scratch memory there, some 16 MiB at a time.
   // At BorderBefore(length(slot)), which is not 0: out[border_bytes()].
   void CopyBorder(Queue& queue, int32_t slot, std::byte* out) const;
-  // Of page `index`, all of whose tokens are there: out[page_bytes()].
-  void CopyPage(Queue& queue, int32_t slot, int64_t index, std::byte* out) const;
+  // Of `count` pages from `first` on, all of whose tokens are there: out[count * page_bytes()].
+  void CopyPages(Queue& queue, int32_t slot, int64_t first, int64_t count, std::byte* out) const;
   // The way back, into room that was reserved in a slot that has read nothing; Advance then counts
-  // the tokens.
+  // the tokens. `from` may be reused on return.
   void SetBorder(Queue& queue, int32_t slot, const std::byte* from);
   // Forgets the newest tokens back to a border of the grid at which CopyBorder made this copy; at 0
   // none is needed.
   void Rewind(Queue& queue, int32_t slot, int64_t border, const std::byte* from);
-  // Of `count` pages from `first` on: from[count * page_bytes()].
+  // As CopyPages.
   void SetPages(Queue& queue, int32_t slot, int64_t first, int64_t count, const std::byte* from);
 
   int64_t begin(int32_t slot) const { return sequence(slot).begin; }
@@ -99,16 +101,12 @@ class TextState {
     Buffer k, v, k_scale, v_scale;  // softmax; a GPU has no scales
   };
 
-  struct Piece {  // of a slot or a page, contiguous
-    std::byte* data;
-    int64_t bytes;
-  };
-
   const Sequence& sequence(int32_t slot) const;
   Sequence& sequence(int32_t slot);
-  std::vector<Piece> BorderPieces(int32_t slot) const;
+  std::vector<PagePool> BorderPools() const;  // of S, in which a slot is a page
+  std::vector<PagePool> KvPools() const;
+  std::span<const int32_t> PagesOf(int32_t slot, int64_t first, int64_t count) const;
   void WriteBorder(Queue& queue, int32_t slot, const std::byte* from);
-  std::vector<Piece> PagePieces(int32_t slot, int64_t index) const;
 
   StateSizes sizes_;
   int64_t heads_, kv_heads_, dim_;

@@ -94,6 +94,132 @@ TEST(TextStateTest, RewindGoesBackToABorderThatWasPassed) {
   EXPECT_EQ(state.length(slot), 0);
 }
 
+// A slot with five pages in no order, in pools whose words all differ.
+class PagesProblem {
+ public:
+  explicit PagesProblem(const TextConfig& config)
+      : num_layers_(config.num_layers()),
+        state_(TinyState({.num_slots = 2, .max_tokens = 3 * kKvPage}, config)) {
+    const int32_t other = *state_.Open();
+    slot_ = *state_.Open();
+    Reserve(other, 1);
+    Reserve(slot_, 1);
+    Reserve(other, 2);
+    Reserve(slot_, 3);
+    state_.Close(other);
+    Reserve(slot_, 5);
+  }
+
+  // Of page `index`, piece by piece: layers in order, keys before values.
+  std::vector<std::byte> Page(int64_t index) const {
+    std::vector<std::byte> out;
+    const int64_t page = state_.pages(slot_)[static_cast<size_t>(index)];
+    for (const Tensor& pool : Pools()) {
+      const auto bytes = pool.stride[0] * SizeOf(pool.dtype);
+      const auto* at = static_cast<const std::byte*>(pool.data) + page * bytes;
+      out.insert(out.end(), at, at + bytes);
+    }
+    return out;
+  }
+  void Fill() {
+    uint64_t n = 0;
+    for (const Tensor& pool : Pools()) {
+      auto* words = static_cast<uint64_t*>(pool.data);
+      const int64_t count = pool.size() * SizeOf(pool.dtype) / 8;
+      for (int64_t i = 0; i < count; ++i) words[i] = ++n;
+    }
+  }
+  void Clear() {
+    for (const Tensor& pool : Pools()) {
+      std::fill_n(static_cast<std::byte*>(pool.data), pool.size() * SizeOf(pool.dtype),
+                  std::byte{0});
+    }
+  }
+
+  TextState& state() { return state_; }
+  int32_t slot() const { return slot_; }
+
+ private:
+  void Reserve(int32_t slot, int64_t pages) {
+    Check(state_.Reserve(slot, pages * kKvPage).ok(), "there is room");
+  }
+  std::vector<Tensor> Pools() const {
+    std::vector<Tensor> pools;
+    for (int64_t i = 0; i < num_layers_; ++i) {
+      const PagedKv kv = state_.kv(i);
+      pools.insert(pools.end(), {kv.k, kv.v});
+    }
+    return pools;
+  }
+
+  int64_t num_layers_;
+  TextState state_;
+  int32_t slot_ = 0;
+};
+
+TEST(TextStateTest, CopiedPagesLiePageByPageAndGoBackToWhereTheyWere) {
+  TextConfig tiny = TinyConfig();
+  tiny.layers = {LayerKind::kSoftmax, LayerKind::kSoftmax, LayerKind::kSoftmax};
+  TextConfig large = tiny;  // a page is 24 MiB, which go in two parts
+  large.layers.pop_back();
+  large.head_dim = 256;
+  large.num_heads = large.num_kv_heads = 96;
+  for (const TextConfig& config : {tiny, large}) {
+    PagesProblem problem(config);
+    TextState& state = problem.state();
+    const int32_t slot = problem.slot();
+    const auto page_bytes = static_cast<size_t>(state.page_bytes());
+    SCOPED_TRACE(page_bytes);
+    Queue queue(2);
+    problem.Fill();
+    std::vector<std::vector<std::byte>> pages;
+    for (int64_t i = 0; i < 5; ++i) pages.push_back(problem.Page(i));
+    ASSERT_EQ(pages[0].size(), page_bytes);
+
+    state.Advance(slot, 4 * kKvPage + 1);
+    std::vector<std::byte> copy(3 * page_bytes);
+    EXPECT_THROW(state.CopyPages(queue, slot, 2, 3, copy.data()), Bug) << "page 4 is not full";
+    state.CopyPages(queue, slot, 1, 3, copy.data());
+    std::vector<std::byte> wanted;
+    for (size_t i : {1, 2, 3}) wanted.insert(wanted.end(), pages[i].begin(), pages[i].end());
+    EXPECT_TRUE(copy == wanted);
+
+    state.Rewind(queue, slot, 0, nullptr);
+    problem.Clear();
+    state.SetPages(queue, slot, 1, 3, copy.data());
+    for (int64_t i = 0; i < 5; ++i) {
+      const bool is_set = 1 <= i && i <= 3;
+      EXPECT_TRUE(problem.Page(i) ==
+                  (is_set ? pages[static_cast<size_t>(i)] : std::vector<std::byte>(page_bytes)))
+          << "page " << i;
+    }
+    EXPECT_THROW(state.SetPages(queue, slot, 4, 3, copy.data()), Bug) << "five are reserved";
+  }
+}
+
+TEST(TextStateTest, TheBorderOfASlotIsItsSLayerByLayer) {
+  TextState state = TinyState({.num_slots = 3, .max_tokens = 256});
+  Queue queue(1);
+  (void)*state.Open();
+  const int32_t slot = *state.Open();
+  ASSERT_TRUE(state.Reserve(slot, 64).ok());
+  state.Advance(slot, 64);
+  std::vector<float> wanted;
+  for (int64_t layer = 0; layer < std::ssize(TinyConfig().layers); ++layer) {
+    if (TinyConfig().layers[static_cast<size_t>(layer)] != LayerKind::kLightning) continue;
+    const Tensor s = state.lightning(layer).s;
+    auto* at = static_cast<float*>(s.data) + slot * s.stride[0];
+    for (int64_t i = 0; i < s.stride[0]; ++i) {
+      wanted.push_back(static_cast<float>(wanted.size()));
+      at[i] = wanted.back();
+    }
+  }
+  std::vector<float> copy(wanted.size());
+  ASSERT_EQ(state.border_bytes(), std::ssize(wanted) * SizeOf(DType::kF32));
+  state.CopyBorder(queue, slot, reinterpret_cast<std::byte*>(copy.data()));
+  EXPECT_EQ(copy, wanted);
+}
+
 TEST(TextStateTest, TruncateGoesBackToTheLastBorderAndNoFurther) {
   TextState state = TinyState({.num_slots = 1, .max_tokens = 256});
   const int32_t slot = *state.Open();
