@@ -44,7 +44,9 @@ struct TrainOptions {
   int64_t max_tokens = 0;      // most rows of one pass: what memory is planned for
   int64_t vocab_used = 0;      // rows of the head that are tokens; 0: all of them
   bool exact = false;          // on a GPU: float32 products
-  bool keep_norms = false;     // 2 L T D more memory, and no norm is worked out again
+  // 2 L T D more memory, and no norm is worked out again. In bf16 what is worked out again is the
+  // norm of a rounded sum, so gradients differ by roundings.
+  bool keep_norms = false;
 };
 
 struct TrainLosses {

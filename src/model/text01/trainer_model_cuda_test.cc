@@ -129,12 +129,13 @@ TEST_F(TrainerModelCuda, ExactGradientsAreTheCpus) {
   }
 }
 
-TEST_F(TrainerModelCuda, KeptNormsChangeNoBit) {
+// Kept are the norms of sums before these are rounded; worked out again, those of the rounded ones.
+TEST_F(TrainerModelCuda, KeptNormsGiveTheSameGradients) {
   const auto again = Make(gpu(), TinyConfig(), {}),
              kept = Make(gpu(), TinyConfig(), {.keep_norms = true});
   const TrainBatch batch = Batch({65, 3, 190});
   const Pass want(gpu(), *again, batch), got(gpu(), *kept, batch);
-  EXPECT_EQ(got.gradients, want.gradients);
+  ExpectNear(got, want, *kept, {.loss = 1e-6, .gradient = 0.02});
 }
 
 TEST_F(TrainerModelCuda, Bf16GradientsAreNearTheCpus) {
