@@ -8,7 +8,6 @@
 namespace mm01::infer {
 namespace {
 
-constexpr int64_t kBlock = kLightningBlock;
 constexpr int64_t kPagesAtOnce = 16;  // through scratch memory of a GPU
 
 size_t KeyIndex(int64_t position) {
