@@ -69,6 +69,9 @@ function(mm01_module name)
     set(computes ON)
     target_compile_options(mm01_${name} PRIVATE -O1)
   endif()
+  if(ARG_FOLDER STREQUAL "cli" AND NOT MM01_SANITIZE)
+    target_compile_options(mm01_${name} PRIVATE -O1)  # it computes nothing
+  endif()
   if(sources AND NOT computes AND ARG_FOLDER MATCHES
                                   "^(io|model|planner|infer|train|eval|server|cli)$")
     mm01_precompile(mm01_${name} library)
