@@ -72,6 +72,10 @@ function(mm01_module name)
   if(ARG_FOLDER STREQUAL "cli" AND NOT MM01_SANITIZE)
     target_compile_options(mm01_${name} PRIVATE -O1)  # it computes nothing
   endif()
+  # Fuzzing follows the branches of what parses; kernels and ranks see no bytes from outside.
+  if(MM01_FUZZ AND sources AND NOT ARG_FOLDER MATCHES "^(device|kernels|comm|parallel)$")
+    target_compile_options(mm01_${name} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
   if(sources AND NOT computes AND ARG_FOLDER MATCHES
                                   "^(io|model|planner|infer|train|eval|server|cli)$")
     mm01_precompile(mm01_${name} library)
