@@ -61,7 +61,7 @@ function(mm01_module name)
   set_target_properties(mm01_${name} PROPERTIES VERIFY_INTERFACE_HEADER_SETS ON
                                                 INTERFACE_HEADER_SETS_TO_VERIFY alone)
   target_include_directories(mm01_${name} ${scope} ${CMAKE_SOURCE_DIR}/src)
-  mm01_unity(mm01_${name} "${sources}" "_cpu\\.cc$|/http\\.cc$|\\.cu$|${cuda_only}")
+  mm01_unity(mm01_${name} "${sources}" "/kernels/.*_cpu\\.cc$|/http\\.cc$|\\.cu$|${cuda_only}")
   target_link_libraries(mm01_${name} ${scope} ${ARG_DEPS})
   # Sanitized, what computes or parses much stays quick enough for its tests.
   set(computes)
