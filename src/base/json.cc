@@ -11,7 +11,7 @@ namespace {
 
 // Builds the value itself: nlohmann's own builder looks through an ordered object for every key
 // that is added, which a vocabulary of 200,000 entries makes minutes.
-class Builder : public nlohmann::json_sax<Json> {
+class Builder : public JsonEvents {
  public:
   explicit Builder(int max_depth) : max_depth_(max_depth) {}
 
@@ -101,10 +101,22 @@ Result<Json> ParseJson(std::string_view text, const std::string& where, const Js
     return Status::Invalid(fmt::format("{}: not JSON at byte {}: a byte 0", where, zero));
   }
   Builder builder(limits.max_depth);
-  if (!Json::sax_parse(text.begin(), text.end(), &builder)) {
+  if (!ReadJsonEvents(text, &builder)) {
     return Status::Invalid(where + ": " + builder.error);
   }
   return std::move(builder.root);
+}
+
+bool ReadJsonEvents(std::string_view text, JsonEvents* events) {
+  return Json::sax_parse(text.begin(), text.end(), events);
+}
+
+bool IsJson(std::string_view text) {
+  return Json::accept(text.begin(), text.end());
+}
+
+std::string JsonText(const Json& json, int indent) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
 }
 
 }  // namespace mm01

@@ -23,4 +23,13 @@ struct JsonLimits {
 Result<Json> ParseJson(std::string_view text, const std::string& where,
                        const JsonLimits& limits = {});
 
+// What a text holds, token by token, without a tree of values. `events` is called until one of its
+// functions returns false; so does this then. A byte 0 ends the text.
+using JsonEvents = nlohmann::json_sax<Json>;
+bool ReadJsonEvents(std::string_view text, JsonEvents* events);
+bool IsJson(std::string_view text);
+
+// One line, or indented by so many blanks; bytes that are no UTF-8 become U+FFFD.
+std::string JsonText(const Json& json, int indent = -1);
+
 }  // namespace mm01

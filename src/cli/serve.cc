@@ -26,7 +26,7 @@
 namespace mm01::cli {
 namespace {
 
-constexpr int64_t kDefaultContext = 32768;
+constexpr int64_t kServedContext = 32768;
 constexpr size_t kMinBodyBytes = 2'000'000;
 constexpr size_t kBodyBytesPerToken = 16;
 constexpr double kDrainSeconds = 25, kCloseSeconds = 3;
@@ -141,7 +141,7 @@ class ServeRun {
     MM01_ASSIGN_OR_RETURN(device_, ChosenDevice(flags_.model.device));
     const MemoryOptions options{.weights = weights,
                                 .kv = KvType(flags_.model.kv).value_or(DefaultKvType(weights)),
-                                .context_tokens = flags_.model.context.value_or(kDefaultContext),
+                                .context_tokens = flags_.model.context.value_or(kServedContext),
                                 .num_sequences = flags_.sequences,
                                 .chunk_rows = ServeStepRows(device_),
                                 .device = device_};
@@ -170,7 +170,7 @@ class ServeRun {
 
   Status StartService() {
     MM01_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(flags_.model,
-                                                       {.context_tokens = kDefaultContext,
+                                                       {.context_tokens = kServedContext,
                                                         .num_sequences = flags_.sequences,
                                                         .prefill_rows = ServeStepRows(device_),
                                                         .on_plan = [](const MemoryPlan&) {}},

@@ -13,7 +13,6 @@
 namespace mm01::infer {
 namespace {
 
-constexpr int64_t kBlock = kLightningBlock;
 constexpr double kReportSeconds = 0.3;
 constexpr int kMostFetches = 8;  // a file that turns out to be damaged leaves the one before it
 constexpr int64_t kLastBorders = 4;

@@ -23,10 +23,6 @@ constexpr const char* kContentPolicy =
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src "
     "'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
 void Reply(const std::shared_ptr<Exchange>& exchange, HttpResponse response) {
   exchange->Post([exchange, response = std::move(response)]() mutable {
     exchange->Send(std::move(response));
@@ -34,7 +30,7 @@ void Reply(const std::shared_ptr<Exchange>& exchange, HttpResponse response) {
 }
 
 void Reply(const std::shared_ptr<Exchange>& exchange, const Json& body) {
-  Reply(exchange, HttpResponse{.body = Dump(body)});
+  Reply(exchange, HttpResponse{.body = JsonText(body)});
 }
 
 void Reply(const std::shared_ptr<Exchange>& exchange, const ApiError& error) {

@@ -17,10 +17,6 @@ constexpr size_t kMaxMessages = 100'000;
 constexpr size_t kMaxTools = 256;
 constexpr size_t kMaxNameBytes = 256;
 
-ApiError Wrong(const std::string& param, std::string message) {
-  return {400, std::move(message), param, ""};
-}
-
 // Words that stand in a message's text for what text cannot say. They are drawn anew for each
 // request, so no user can write them.
 struct Marks {
@@ -76,7 +72,7 @@ class Messages {
 
  private:
   void Fail(const std::string& param, std::string message) {
-    if (!error_) error_ = Wrong(param, std::move(message));
+    if (!error_) error_ = WrongField(param, std::move(message));
   }
 
   std::string Content(const Json* content, const std::string& where) {
@@ -134,8 +130,8 @@ class Messages {
       *name = known->second;
     }
     if (name->empty()) *name = "function";
-    if (!Json::accept(*content)) {
-      *content = Json(*content).dump(-1, ' ', false, Json::error_handler_t::replace);
+    if (!IsJson(*content)) {
+      *content = JsonText(*content);
     }
   }
 
@@ -148,7 +144,8 @@ class Messages {
 std::optional<ApiError> ReadTools(const Json& tools, Json* functions) {
   if (tools.is_null()) return std::nullopt;
   if (!tools.is_array() || tools.size() > kMaxTools) {
-    return Wrong("tools", fmt::format("tools is not a list of at most {} functions", kMaxTools));
+    return WrongField("tools",
+                      fmt::format("tools is not a list of at most {} functions", kMaxTools));
   }
   *functions = Json::array();
   for (const Json& tool : tools) {
@@ -157,9 +154,9 @@ std::optional<ApiError> ReadTools(const Json& tools, Json* functions) {
                              tool["function"].is_object() && tool["function"].contains("name") &&
                              tool["function"]["name"].is_string();
     if (!is_function) {
-      return Wrong("tools",
-                   "an entry of tools is not {\"type\": \"function\", \"function\": "
-                   "{\"name\": ...}}");
+      return WrongField("tools",
+                        "an entry of tools is not {\"type\": \"function\", \"function\": "
+                        "{\"name\": ...}}");
     }
     Json function = Json::object();
     for (const char* key : {"name", "description", "parameters"}) {
@@ -198,11 +195,11 @@ std::vector<std::vector<RenderedPiece>> CutAtMarks(std::vector<RenderedPiece> pi
 std::optional<ApiError> BuildChatPrompt(const ServedModel& model, const Json& messages,
                                         const Json& tools, ChatPrompt* out) {
   if (model.chat_template == nullptr) {
-    return Wrong("", "this model brought no chat template; /v1/completions continues a text");
+    return WrongField("", "this model brought no chat template; /v1/completions continues a text");
   }
   if (!messages.is_array() || messages.empty() || messages.size() > kMaxMessages) {
-    return Wrong("messages",
-                 fmt::format("messages is not a list of 1 to {} messages", kMaxMessages));
+    return WrongField("messages",
+                      fmt::format("messages is not a list of 1 to {} messages", kMaxMessages));
   }
   const Marks marks;
   Messages list(marks);
@@ -221,7 +218,7 @@ std::optional<ApiError> BuildChatPrompt(const ServedModel& model, const Json& me
     };
     if (bare.ok() &&
         std::equal(pieces->begin(), pieces->end(), bare->begin(), bare->end(), is_same)) {
-      return Wrong("tools", "this model's chat template has no place for tools");
+      return WrongField("tools", "this model's chat template has no place for tools");
     }
   }
   for (const auto& run : CutAtMarks(std::move(pieces).value(), marks)) {
