@@ -222,8 +222,11 @@ void ReadChatLogprobs(Fields& fields, AnswerPlan* plan, int64_t* top) {
 std::optional<ApiError> ReadPrompt(const ServedModel& model, const Json& prompt,
                                    std::vector<int32_t>* tokens) {
   if (prompt.is_string()) {
+    const auto& text = prompt.get_ref<const std::string&>();
+    if (text.size() > model.most_prompt_bytes) return PromptTooLong(model);
     auto encoded =
-        model.tokenizer->Encode(prompt.get_ref<const std::string&>(), Tokenizer::Special::kAsText);
+        model.tokenizer->Encode(text, Tokenizer::Special::kAsText, model.most_prompt_tokens);
+    if (encoded.status().code() == Code::kTooLarge) return PromptTooLong(model);
     if (!encoded.ok()) return ToApiError(encoded.status());
     *tokens = std::move(encoded).value();
   } else if (prompt.is_array()) {

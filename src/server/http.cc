@@ -19,6 +19,8 @@
 #include <unordered_set>
 #include <utility>
 
+#include "base/priority.h"
+
 namespace mm01::server {
 namespace {
 
@@ -170,6 +172,7 @@ class ExchangeImpl final : public Exchange {
         serial_(connection_->serial()) {}
 
   const HttpRequest& request() const override { return request_; }
+  std::string TakeBody() override { return std::exchange(request_.body, {}); }
   void Post(std::function<void()> work) override { connection_->Post(std::move(work)); }
   void Send(HttpResponse response) override {
     if (IsOpen()) connection_->Begin(std::move(response), false);
@@ -336,6 +339,12 @@ void Connection::Dispatch() {
   auto exchange = std::make_shared<ExchangeImpl>(shared_from_this(), std::move(request));
   Read();
   asio::post(shared_.workers, [exchange, &handler = shared_.handler] {
+    // Steps of the engine come first: a body or a schema may take a while.
+    static thread_local const bool is_lowered = [] {
+      LowerThreadPriority();
+      return true;
+    }();
+    (void)is_lowered;
     std::string what;
     try {
       return handler.Handle(exchange);
