@@ -3,6 +3,8 @@
 MM01_SLOW_SECONDS and MM01_HTTP_VARIANTS ask for more (R14 wants 60 s, and 10,000).
 """
 import asyncio
+import concurrent.futures
+import multiprocessing
 import os
 import random
 import re
@@ -78,16 +80,26 @@ async def normal(url, seconds, clients=8):
     return load.percentile(between, 0.5), load.percentile(between, 0.99)
 
 
+def run_normal(*args):
+    return asyncio.run(normal(*args))
+
+
+async def normal_apart(*args):
+    """In a process of its own, which hundreds of hostile clients here do not hold up."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return await asyncio.get_running_loop().run_in_executor(pool, run_normal, *args)
+
+
 async def slow_and_deaf(server):
     url = server.url
-    quiet = await normal(url, min(SECONDS / 3, 15))
+    quiet = await normal_apart(url, min(SECONDS / 3, 15))
     resident = server.resident_mib()
     end = time.perf_counter() + SECONDS
     cut, closed = [], []
     hostile = [asyncio.create_task(slowloris(url, end, cut)) for _ in range(SLOW)]
     hostile += [asyncio.create_task(deaf(url, end, b"/openapi.json", closed)) for _ in range(DEAF)]
     await asyncio.sleep(1)
-    among = await normal(url, SECONDS - 1)
+    among = await normal_apart(url, SECONDS - 1)
     peak = server.resident_mib()
     await asyncio.gather(*hostile)
     measured("slow_clients", {
@@ -247,7 +259,7 @@ def hostile_schemas():
 
 async def schemas_among_others(url):
     """Times between two events of 4 plain streams, alone and beside every schema, 8 times each."""
-    alone = await normal(url, 3, clients=4)
+    alone = await normal_apart(url, 3, 4)
     end = asyncio.Event()
     statuses = []
 
@@ -259,18 +271,21 @@ async def schemas_among_others(url):
             statuses.append(answer.status)
 
     tasks = [asyncio.create_task(hostile(s)) for s in hostile_schemas()]
-    among = await normal(url, 6, clients=4)
+    among = await normal_apart(url, 10, 4)
     end.set()
-    await asyncio.gather(*tasks)
+    for task in tasks:  # the longest would write for minutes
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     return alone, among, statuses
 
 
 @stress
 def test_schemas_do_not_hold_up_others(stress_server):
-    server = stress_server("--sequences", "12")
+    server = stress_server("--sequences", "64")  # nobody waits for a place
     alone, among, statuses = asyncio.run(schemas_among_others(server.url))
     ms = lambda seconds: [round(1000 * s, 1) for s in seconds]
     measured("schemas", {"answered": statuses.count(200), "refused": statuses.count(400),
                          "between_events_ms_p50_p99_alone": ms(alone),
                          "between_events_ms_p50_p99_among": ms(among)})
-    assert set(statuses) == {200, 400}
+    assert set(statuses) <= {200, 400}
+    assert among[1] - alone[1] < 0.05
