@@ -68,14 +68,14 @@ def numeric_fields(url):
 
 
 def ask(url, path, body, seconds=SECONDS):
-    """The fastest of three where one took long: other programs run here too."""
+    """The fastest of ten where one took long: other programs run here too."""
     best = math.inf
-    for _ in range(3):
+    for tries in range(1, 11):
         answer = asyncio.run(load.call(url, path, body.encode() if isinstance(body, str) else body))
         best = min(best, answer.seconds)
         if best < seconds:
             break
-    return answer, best
+    return answer, best, tries
 
 
 def test_every_number_has_its_limits(server):
@@ -86,7 +86,7 @@ def test_every_number_has_its_limits(server):
         for text, fits in numeric_cases(field, schema):
             body = json.dumps(PLAIN[path] | NEEDS.get(field, {}) | {field: "VALUE"})
             before = engine()
-            answer, seconds = ask(server.url, path, body.replace('"VALUE"', text))
+            answer, seconds, _ = ask(server.url, path, body.replace('"VALUE"', text))
             tried += 1
             where = (path, field, text, answer.status, answer.body)
             if fits:
@@ -144,10 +144,13 @@ def test_a_hostile_body_costs_little(fresh, name):
     submitted = asyncio.run(load.metrics(server.url))["requests_submitted_total"]
     resident = server.resident_mib()
     server.forget_peak()
-    answer, seconds = ask(server.url, path, body)
+    before = server.cpu_ms()
+    answer, seconds, tries = ask(server.url, path, body)
+    cpu = (server.cpu_ms() - before) / tries
     grown = server.resident_mib("VmHWM") - resident
     measured(f"hostile_body: {name}", {
         "bytes": len(body), "status": answer.status, "ms": round(1000 * seconds),
+        "cpu_ms": round(cpu, 1),
         "grown_mib": round(grown, 1), "times_the_body": round(grown * 2**20 / len(body), 1)})
     assert 400 <= answer.status < 500, answer.body[:300]
     assert seconds < SECONDS
