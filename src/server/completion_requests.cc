@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <ctime>
 
+#include "base/priority.h"
 #include "infer/json_filter.h"
 #include "server/chat_prompt.h"
 #include "server/choice.h"
@@ -102,6 +103,14 @@ struct Constraint {
   std::vector<int32_t> lead;
 };
 
+// A schema may take 100 ms, in which others want their next token.
+Result<std::shared_ptr<const infer::Grammar>> Compile(
+    const std::vector<std::vector<infer::GrammarPart>>& alternatives) {
+  Result<std::shared_ptr<const infer::Grammar>> grammar = std::shared_ptr<const infer::Grammar>();
+  RunAtLowPriority([&] { grammar = infer::CompileGrammar(alternatives); });
+  return grammar;
+}
+
 std::optional<ApiError> ReadResponseFormat(const ServedModel& model, const Json* format,
                                            Constraint* out) {
   if (format == nullptr) return std::nullopt;
@@ -127,7 +136,7 @@ std::optional<ApiError> ReadResponseFormat(const ServedModel& model, const Json*
   if (model.end_tokens.empty()) {
     return Wrong(param, "this model has no token that ends a text, which JSON needs");
   }
-  auto grammar = infer::CompileSchema(schema);
+  auto grammar = Compile({{{.schema = &schema}}});
   if (!grammar.ok()) return Wrong(param, "response_format: " + grammar.status().message());
   out->grammar = std::move(grammar).value();
   return std::nullopt;
@@ -146,7 +155,7 @@ std::optional<ApiError> ForceCall(const std::vector<const Json*>& functions, int
                             {.schema = has_schema ? &(*function)["parameters"] : &any_object},
                             {.text = ")\n```"}});
   }
-  auto grammar = infer::CompileGrammar(alternatives);
+  auto grammar = Compile(alternatives);
   if (!grammar.ok()) return Wrong("tools", "tools: " + grammar.status().message());
   out->grammar = std::move(grammar).value();
   out->lead = {call_token};

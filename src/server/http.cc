@@ -19,8 +19,6 @@
 #include <unordered_set>
 #include <utility>
 
-#include "base/priority.h"
-
 namespace mm01::server {
 namespace {
 
@@ -339,12 +337,6 @@ void Connection::Dispatch() {
   auto exchange = std::make_shared<ExchangeImpl>(shared_from_this(), std::move(request));
   Read();
   asio::post(shared_.workers, [exchange, &handler = shared_.handler] {
-    // Steps of the engine come first: a body or a schema may take a while.
-    static thread_local const bool is_lowered = [] {
-      LowerThreadPriority();
-      return true;
-    }();
-    (void)is_lowered;
     std::string what;
     try {
       return handler.Handle(exchange);
