@@ -8,7 +8,7 @@
 namespace mm01 {
 
 void LowerThreadPriority() {
-  constexpr int kNice = 10;
+  constexpr int kNice = 19;
   // On Linux 0 is the calling thread, not the process.
   ::setpriority(PRIO_PROCESS, 0, kNice);
 }

@@ -6,8 +6,8 @@
 
 namespace mm01 {
 
-// From now on the calling thread leaves a processor to other threads that want it; a tenth or so
-// stays. Where the system has no such thing, nothing happens.
+// From now on the calling thread leaves the processors to other threads that want them: it gets
+// what they leave, and little else. Where the system has no such thing, nothing happens.
 void LowerThreadPriority();
 
 // Runs `work` on such a thread and waits for it. What it throws is thrown here. Costs some 50

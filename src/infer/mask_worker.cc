@@ -60,26 +60,23 @@ void MaskWorker::Wait(std::chrono::microseconds most) {
   idle_.wait_for(lock, most, [&] { return queue_.empty() && !is_busy_; });
 }
 
-// mutex_ is held, and there is one.
+// Null at the end.
 std::shared_ptr<AheadFilter::Work> MaskWorker::Take() {
+  std::unique_lock lock(mutex_);
+  wake_.wait(lock, [&] { return stop_ || !queue_.empty(); });
+  if (stop_) return nullptr;
   const auto soonest =
       std::ranges::min_element(queue_, {}, [](const auto& work) { return work->seconds; });
   std::shared_ptr<AheadFilter::Work> work = std::move(*soonest);
   queue_.erase(soonest);
+  is_busy_ = true;
   return work;
 }
 
 void MaskWorker::Run() {
   LowerThreadPriority();
   std::vector<float> logits;
-  std::unique_lock lock(mutex_);
-  while (true) {
-    if (queue_.empty()) idle_.notify_all();
-    wake_.wait(lock, [&] { return stop_ || !queue_.empty(); });
-    if (stop_) return;
-    std::shared_ptr<AheadFilter::Work> work = Take();
-    is_busy_ = true;
-    lock.unlock();
+  while (std::shared_ptr<AheadFilter::Work> work = Take()) {
     if (!work->is_over) {
       const auto begin = std::chrono::steady_clock::now();
       try {
@@ -94,8 +91,14 @@ void MaskWorker::Run() {
       on_ready_();
     }
     work.reset();
-    lock.lock();
-    is_busy_ = false;
+    bool is_idle = false;
+    {
+      const std::lock_guard lock(mutex_);
+      is_busy_ = false;
+      is_idle = queue_.empty();
+    }
+    // Not under the lock: who is woken would take this thread's processor, and then wait for it.
+    if (is_idle) idle_.notify_all();
   }
 }
 
