@@ -1,5 +1,5 @@
-// What requests of strangers may cost the server, by the clock: schemas and their masks at a
-// vocabulary of 200,064 tokens, and the comparison of keys. Prints JSON.
+// What requests of strangers may cost the server, in the processor's time: schemas and their masks
+// at a vocabulary of 200,064 tokens, and the comparison of keys. Prints JSON.
 //
 // The vocabulary is that of models/nano and pairs of its tokens. A mask is checked: the token that
 // is drawn under it must be one that the grammar allows.
