@@ -1,4 +1,5 @@
-// JSON from untrusted files: nlohmann/json behind a door that refuses what would hurt later.
+// JSON from untrusted texts, read into values of nlohmann/json by a reader that refuses what would
+// hurt later. Memory beside the values: the keys of the objects that are open, twice.
 #pragma once
 
 #include <cstddef>

@@ -179,9 +179,6 @@ class GrammarFilter final : public TokenFilter {
     for (const char c : trie_->tokenizer.Bytes(token)) {
       state_ = matcher_.Next(state_, static_cast<uint8_t>(c));
     }
-    if (!matcher_.is_large()) return;
-    state_ = matcher_.Compact(state_);
-    masks_.clear();
   }
 
  private:
@@ -198,6 +195,10 @@ class GrammarFilter final : public TokenFilter {
   // Of the state as it is.
   const TokenSet& Allowed() {
     if (const auto known = masks_.find(state_); known != masks_.end()) return known->second;
+    if (matcher_.is_large()) {
+      state_ = matcher_.Compact(state_);
+      masks_.clear();
+    }
     if (masks_.size() == kMaxMasks) masks_.clear();
     TokenSet& allowed = masks_[state_] = TokenSet(trie_->vocab_size);
     if (const auto room = PlainRoom()) {

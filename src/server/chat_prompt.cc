@@ -39,6 +39,7 @@ class Messages {
 
   const std::optional<ApiError>& error() const { return error_; }
   const Json& plain() const { return plain_; }
+  size_t num_bytes() const { return num_bytes_; }  // of all contents
 
   void Add(const Json& message) {
     const std::string where = fmt::format("messages[{}]", plain_.size());
@@ -65,9 +66,11 @@ class Messages {
                               "tool, function",
                               where, role));
     }
-    Json plain = {{"role", role}, {"content", content}};
-    if (!name.empty()) plain["name"] = name;
-    plain_.push_back(std::move(plain));
+    num_bytes_ += content.size();
+    Json& plain = plain_.emplace_back(Json::object());
+    plain["role"] = std::move(role);
+    plain["content"] = std::move(content);
+    if (!name.empty()) plain["name"] = std::move(name);
   }
 
  private:
@@ -137,6 +140,7 @@ class Messages {
 
   const Marks& marks_;
   Json plain_ = Json::array();
+  size_t num_bytes_ = 0;
   std::map<std::string, std::string> names_;  // of functions, by the id of their call
   std::optional<ApiError> error_;
 };
@@ -206,6 +210,7 @@ std::optional<ApiError> BuildChatPrompt(const ServedModel& model, const Json& me
   for (const Json& message : messages) {
     list.Add(message);
     if (list.error()) return list.error();
+    if (list.num_bytes() > model.most_prompt_bytes) return PromptTooLong(model);
   }
   Json functions;
   if (auto error = ReadTools(tools, &functions)) return error;
@@ -222,7 +227,10 @@ std::optional<ApiError> BuildChatPrompt(const ServedModel& model, const Json& me
     }
   }
   for (const auto& run : CutAtMarks(std::move(pieces).value(), marks)) {
-    const auto encoded = EncodePieces(*model.tokenizer, run);
+    const size_t room =
+        model.most_prompt_tokens - std::min(model.most_prompt_tokens, out->tokens.size());
+    const auto encoded = EncodePieces(*model.tokenizer, run, room);
+    if (encoded.status().code() == Code::kTooLarge) return PromptTooLong(model);
     if (!encoded.ok()) return ToApiError(encoded.status());
     const auto start = static_cast<int64_t>(out->tokens.size());
     if (start > 0) out->borders.push_back(start);

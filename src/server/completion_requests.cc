@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <ctime>
 
+#include "base/priority.h"
 #include "infer/json_filter.h"
 #include "server/chat_prompt.h"
 #include "server/choice.h"
@@ -98,6 +99,14 @@ struct Constraint {
   std::vector<int32_t> lead;
 };
 
+// A schema may take 100 ms, in which others want their next token.
+Result<std::shared_ptr<const infer::Grammar>> Compile(
+    const std::vector<std::vector<infer::GrammarPart>>& alternatives) {
+  Result<std::shared_ptr<const infer::Grammar>> grammar = std::shared_ptr<const infer::Grammar>();
+  RunAtLowPriority([&] { grammar = infer::CompileGrammar(alternatives); });
+  return grammar;
+}
+
 std::optional<ApiError> ReadResponseFormat(const ServedModel& model, const Json* format,
                                            Constraint* out) {
   if (format == nullptr) return std::nullopt;
@@ -123,7 +132,7 @@ std::optional<ApiError> ReadResponseFormat(const ServedModel& model, const Json*
   if (model.end_tokens.empty()) {
     return WrongField(param, "this model has no token that ends a text, which JSON needs");
   }
-  auto grammar = infer::CompileSchema(schema);
+  auto grammar = Compile({{{.schema = &schema}}});
   if (!grammar.ok()) return WrongField(param, "response_format: " + grammar.status().message());
   out->grammar = std::move(grammar).value();
   return std::nullopt;
@@ -142,7 +151,7 @@ std::optional<ApiError> ForceCall(const std::vector<const Json*>& functions, int
                             {.schema = has_schema ? &(*function)["parameters"] : &any_object},
                             {.text = ")\n```"}});
   }
-  auto grammar = infer::CompileGrammar(alternatives);
+  auto grammar = Compile(alternatives);
   if (!grammar.ok()) return WrongField("tools", "tools: " + grammar.status().message());
   out->grammar = std::move(grammar).value();
   out->lead = {call_token};
@@ -220,8 +229,11 @@ void ReadChatLogprobs(Fields& fields, AnswerPlan* plan, int64_t* top) {
 std::optional<ApiError> ReadPrompt(const ServedModel& model, const Json& prompt,
                                    std::vector<int32_t>* tokens) {
   if (prompt.is_string()) {
+    const auto& text = prompt.get_ref<const std::string&>();
+    if (text.size() > model.most_prompt_bytes) return PromptTooLong(model);
     auto encoded =
-        model.tokenizer->Encode(prompt.get_ref<const std::string&>(), Tokenizer::Special::kAsText);
+        model.tokenizer->Encode(text, Tokenizer::Special::kAsText, model.most_prompt_tokens);
+    if (encoded.status().code() == Code::kTooLarge) return PromptTooLong(model);
     if (!encoded.ok()) return ToApiError(encoded.status());
     *tokens = std::move(encoded).value();
   } else if (prompt.is_array()) {
