@@ -61,12 +61,20 @@ function(mm01_module name)
   set_target_properties(mm01_${name} PROPERTIES VERIFY_INTERFACE_HEADER_SETS ON
                                                 INTERFACE_HEADER_SETS_TO_VERIFY alone)
   target_include_directories(mm01_${name} ${scope} ${CMAKE_SOURCE_DIR}/src)
+  mm01_unity(mm01_${name} "${sources}" "/kernels/.*_cpu\\.cc$|/http\\.cc$|\\.cu$|${cuda_only}")
   target_link_libraries(mm01_${name} ${scope} ${ARG_DEPS})
   # Sanitized, what computes or parses much stays quick enough for its tests.
   set(computes)
   if(MM01_SANITIZE AND ARG_FOLDER MATCHES "^(kernels|io)$")
     set(computes ON)
     target_compile_options(mm01_${name} PRIVATE -O1)
+  endif()
+  if(ARG_FOLDER STREQUAL "cli" AND NOT MM01_SANITIZE)
+    target_compile_options(mm01_${name} PRIVATE -O1)  # it computes nothing
+  endif()
+  # Fuzzing follows the branches of what parses; kernels and ranks see no bytes from outside.
+  if(MM01_FUZZ AND sources AND NOT ARG_FOLDER MATCHES "^(device|kernels|comm|parallel)$")
+    target_compile_options(mm01_${name} PRIVATE -fsanitize=fuzzer-no-link)
   endif()
   if(sources AND NOT computes AND ARG_FOLDER MATCHES
                                   "^(io|model|planner|infer|train|eval|server|cli)$")
@@ -95,6 +103,22 @@ function(mm01_module name)
     add_executable(${name}_cuda_test ${cuda_tests})
     target_link_libraries(${name}_cuda_test PRIVATE mm01_${name} GTest::gtest_main)
     target_compile_definitions(${name}_cuda_test PRIVATE MM01_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  endif()
+endfunction()
+
+# With MM01_UNITY, compiles that many sources of a library at once: headers are parsed, and their
+# templates compiled, once for all of them. Alone stay those that match the expression `alone`: what
+# is compiled for each SIMD target or for CUDA, and Beast's, which is large by itself. So names in
+# unnamed namespaces differ within a library. The preset cpu-check compiles each source alone, which
+# holds them to including what they use.
+function(mm01_unity target sources alone)
+  if(NOT MM01_UNITY OR NOT sources)
+    return()
+  endif()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE ${MM01_UNITY})
+  list(FILTER sources INCLUDE REGEX "${alone}")
+  if(sources)
+    set_source_files_properties(${sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   endif()
 endfunction()
 

@@ -16,6 +16,10 @@ std::string FormatBytes(double bytes) {
   return u == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.2f} {}", bytes, units[u]);
 }
 
+std::string FormatByteCount(int64_t bytes) {
+  return FormatBytes(static_cast<double>(bytes));
+}
+
 std::string FormatCount(int64_t n) {
   std::string digits = std::to_string(n);
   const int64_t first = n < 0 ? 1 : 0;

@@ -1,4 +1,5 @@
-// JSON from untrusted files: nlohmann/json behind a door that refuses what would hurt later.
+// JSON from untrusted texts, read into values of nlohmann/json by a reader that refuses what would
+// hurt later. Memory beside the values: the keys of the objects that are open, twice.
 #pragma once
 
 #include <cstddef>
@@ -22,5 +23,14 @@ struct JsonLimits {
 // the limits is an error that names `where` and the place.
 Result<Json> ParseJson(std::string_view text, const std::string& where,
                        const JsonLimits& limits = {});
+
+// What a text holds, token by token, without a tree of values. `events` is called until one of its
+// functions returns false; so does this then. A byte 0 ends the text.
+using JsonEvents = nlohmann::json_sax<Json>;
+bool ReadJsonEvents(std::string_view text, JsonEvents* events);
+bool IsJson(std::string_view text);
+
+// One line, or indented by so many blanks; bytes that are no UTF-8 become U+FFFD.
+std::string JsonText(const Json& json, int indent = -1);
 
 }  // namespace mm01

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -60,6 +61,52 @@ TEST(JsonTest, IllFormedUtf8IsRefused) {
   ExpectRefused("[\"\xf4\x90\x80\x80\"]", Code::kInvalid, "not JSON");  // over U+10FFFF
   ExpectRefused("[\"\\ud800\"]", Code::kInvalid, "not JSON");           // half a pair
   EXPECT_TRUE(ParseJson("[\"\xf0\x9f\x8c\x8d \\ud83c\\udf0d\"]", "a.json").ok());
+}
+
+TEST(JsonTest, EscapesBecomeWhatTheyMean) {
+  const auto result =
+      ParseJson(R"(["\"\\\/\b\f\n\r\t", "\u0041\u00e9\u20AC\ud83c\udf0d"])", "a.json");
+  ASSERT_TRUE(result.ok()) << result.status().message();
+  EXPECT_EQ((*result)[0], "\"\\/\b\f\n\r\t");
+  EXPECT_EQ((*result)[1], "A\u00e9\u20ac\U0001f30d");
+  ExpectRefused(R"(["\x"])", Code::kInvalid, "at byte 4: found 'x', wanted one of");
+  ExpectRefused(R"(["\u12G4"])", Code::kInvalid, "found 'G', wanted a hexadecimal digit");
+  ExpectRefused(R"(["\udc00"])", Code::kInvalid, "a high surrogate");
+  ExpectRefused(R"(["\ud800\u0041"])", Code::kInvalid, "a low surrogate");
+  ExpectRefused("[\"a\nb\"]", Code::kInvalid, "found the byte 0x0a, wanted an escape");
+  ExpectRefused("[\"a", Code::kInvalid, "found the end, wanted '\"'");
+}
+
+// What nlohmann makes of it; it takes a byte 0 for the end and has no limit of depth.
+TEST(JsonTest, SpoiltTextIsReadAsNlohmannReadsIt) {
+  const std::vector<std::string> texts = {
+      R"({"a": [1, -2, 3.5, -0, 1e5, 2E-3, 0.0, 18446744073709551616, 1e-400, -9223372036854775809]})",
+      R"(["\u00e9\ud83c\udf0d\n", "\"", "\\", true, false, null, {}, [], {"b": {"c": ""}}])",
+      "\xEF\xBB\xBF [\"\xf0\x9f\x8c\x8d \xc3\xa9 \xe2\x82\xac\", \t\r\n 0.5e+7 ]"};
+  const std::string_view bytes =
+      "{}[]\",:\\/0159.+-eEutfnl \n\t\x01\x7f\x80\xbf\xc0\xe0\xed\xf4\xff";
+  std::mt19937 random(5);
+  int num_accepted = 0;
+  for (int i = 0; i < 40'000; ++i) {
+    std::string text = texts[random() % texts.size()];
+    for (unsigned changes = random() % 3; changes > 0; --changes) {
+      const size_t at = random() % text.size();
+      if (random() % 3 == 0) {
+        text.erase(at, 1);
+      } else {
+        text.replace(at, random() % 2, 1, bytes[random() % bytes.size()]);
+      }
+    }
+    const auto result = ParseJson(text, "a.json");
+    const Json wanted = Json::parse(text, nullptr, false);
+    if (!result.ok() && result.status().message().find("stands twice") != std::string::npos)
+      continue;
+    ASSERT_EQ(result.ok(), !wanted.is_discarded()) << text << result.status().message();
+    if (!result.ok()) continue;
+    ++num_accepted;
+    ASSERT_EQ(result->dump(), wanted.dump()) << text;
+  }
+  EXPECT_GT(num_accepted, 10'000);
 }
 
 TEST(JsonTest, AKeyGivenTwiceIsRefused) {

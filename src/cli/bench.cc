@@ -123,7 +123,7 @@ Result<int> RunGpuBench(const BenchFlags& flags) {
                                    [](const std::string& line) { Print(line + "\n"); }));
   if (const auto path = ReceiptOf(flags)) {
     MM01_RETURN_IF_ERROR(
-        WriteFileAtomically(*path, ToJson(report, flags, has_model).dump(2) + "\n"));
+        WriteFileAtomically(*path, JsonText(ToJson(report, flags, has_model), 2) + "\n"));
     Print("written to " + *path + "\n");
   }
   return kExitOk;
@@ -180,7 +180,7 @@ Result<int> RunServeBench(const BenchFlags& flags) {
                        {"commit", flags.commit.value_or("")},
                        {"document_tokens", options.document_tokens},
                        {"results", LinesJson(lines)}};
-    MM01_RETURN_IF_ERROR(WriteFileAtomically(*flags.json, json.dump(2) + "\n"));
+    MM01_RETURN_IF_ERROR(WriteFileAtomically(*flags.json, JsonText(json, 2) + "\n"));
   }
   return kExitOk;
 }
@@ -200,7 +200,8 @@ Result<int> RunBench(const BenchFlags& flags) {
   Print(fmt::format("{}, {} threads; random model of {} parameters\n", report.cpu,
                     report.num_threads, FormatCount(report.parameters)));
   if (flags.json) {
-    MM01_RETURN_IF_ERROR(WriteFileAtomically(*flags.json, ToJson(report, flags).dump(2) + "\n"));
+    MM01_RETURN_IF_ERROR(
+        WriteFileAtomically(*flags.json, JsonText(ToJson(report, flags), 2) + "\n"));
   }
   return kExitOk;
 }

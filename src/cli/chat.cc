@@ -15,7 +15,7 @@
 namespace mm01::cli {
 namespace {
 
-constexpr int64_t kDefaultContext = 32768;
+constexpr int64_t kChatContext = 32768;
 
 constexpr const char* kHelp =
     "A line that ends in \\ goes on in the next one; \"\"\" on a line of its own begins and ends "
@@ -191,7 +191,7 @@ class Chat {
 Result<int> RunChat(const ChatFlags& flags) {
   const Notes notes(flags.model.quiet);
   MM01_ASSIGN_OR_RETURN(const LoadedModel model,
-                        LoadModel(flags.model, {.context_tokens = kDefaultContext}, notes));
+                        LoadModel(flags.model, {.context_tokens = kChatContext}, notes));
   if (model.engine->tokenizer() == nullptr) {
     return Status::NotFound(flags.model.model + "/tokenizer.json: not there, wanted by chat");
   }
@@ -218,7 +218,7 @@ void AddChat(CommandLine& line) {
   AddModelArgument(command, &flags->model);
   command.Text("--system", "TEXT", &flags->system, "what the model is told to be");
   AddSamplingFlags(command, &flags->sampling);
-  AddModelFlags(command, &flags->model, std::to_string(kDefaultContext));
+  AddModelFlags(command, &flags->model, std::to_string(kChatContext));
   command.Action([flags] {
     const Result<int> code = RunChat(*flags);
     return code.ok() ? *code : ReportError(code.status());

@@ -106,7 +106,7 @@ Result<eval::CompareReport> CompareOutputs(const CompareFlags& flags) {
 Result<int> RunCompare(const CompareFlags& flags) {
   MM01_ASSIGN_OR_RETURN(const eval::CompareReport report,
                         flags.gradients ? ComparePass(flags) : CompareOutputs(flags));
-  Print(flags.json ? ToJson(report, flags.tolerance).dump(2) + "\n"
+  Print(flags.json ? JsonText(ToJson(report, flags.tolerance), 2) + "\n"
                    : Table(report, flags.tolerance));
   return report.ok() ? kExitOk : kExitFailed;
 }

@@ -129,8 +129,7 @@ Status Conversation::Save(const std::string& path) const {
   }
   MM01_RETURN_IF_ERROR(session_->Save(path));
   const Json file = {{"messages", messages_}, {"read_text", read_text_}};
-  return WriteFileAtomically(path + ".json",
-                             file.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+  return WriteFileAtomically(path + ".json", JsonText(file, 1) + "\n");
 }
 
 Status Conversation::Load(const std::string& path) {

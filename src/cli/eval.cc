@@ -85,10 +85,7 @@ Result<int> RunEval(EvalFlags flags) {
                                                return !InterruptScope::requested();
                                              }));
   const double seconds = progress.seconds();
-  Print(flags.json
-            ? ToJson(report, flags, seconds).dump(2, ' ', false, Json::error_handler_t::replace) +
-                  "\n"
-            : Table(report));
+  Print(flags.json ? JsonText(ToJson(report, flags, seconds), 2) + "\n" : Table(report));
   notes.WriteFaint(fmt::format("{} trials in texts of {} tokens, {}\nmemory: {}\n",
                                flags.needle.trials, FormatCount(flags.needle.length),
                                FormatSeconds(seconds), MemoryText(*model.engine)));

@@ -186,8 +186,7 @@ class GenerateRun {
   }
 
   void Summarize(const infer::Session& session) const {
-    if (flags_.json)
-      Print(ToJson(session).dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    if (flags_.json) Print(JsonText(ToJson(session), 2) + "\n");
     const auto line = [](const char* verb, int64_t n, double seconds, double speed) {
       return fmt::format("{} {} tokens in {}, {:.1f} tokens/s\n", verb, FormatCount(n),
                          FormatSeconds(seconds), speed);

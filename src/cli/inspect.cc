@@ -20,7 +20,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kDefaultContext = 4096;
+constexpr int64_t kInspectedContext = 4096;
 
 struct InspectFlags {
   ModelFlags model;
@@ -41,7 +41,7 @@ struct Inspection {
   bool has_checkpoint = false;
   int64_t checkpoint_bytes = 0;
   int64_t num_files = 0;
-  int64_t context = kDefaultContext;
+  int64_t context = kInspectedContext;
   std::vector<MemoryRow> memory;
 };
 
@@ -98,7 +98,7 @@ Result<Inspection> Inspect(const InspectFlags& flags) {
   MM01_RETURN_IF_ERROR(CheckPath(path));
   Inspection found;
   MM01_ASSIGN_OR_RETURN(found.config, LoadTextConfig(path));
-  found.context = flags.model.context.value_or(kDefaultContext);
+  found.context = flags.model.context.value_or(kInspectedContext);
   MM01_RETURN_IF_ERROR(ReadTensors(path, &found));
   MM01_RETURN_IF_ERROR(PlanRows(flags.model, &found));
   return found;
@@ -214,7 +214,7 @@ Json ToJson(const Inspection& found, bool with_tensors) {
 Result<int> RunInspect(const InspectFlags& flags) {
   MM01_ASSIGN_OR_RETURN(const Inspection found, Inspect(flags));
   if (flags.json) {
-    Print(ToJson(found, flags.tensors).dump(2) + "\n");
+    Print(JsonText(ToJson(found, flags.tensors), 2) + "\n");
   } else {
     Print(ConfigTable(found) + MemoryTable(found) + (flags.tensors ? TensorTable(found) : ""));
   }
@@ -236,7 +236,7 @@ void AddInspect(CommandLine& line) {
   command.Required("MODEL", &flags->model.model, "a model's folder, or a config.json");
   command.Switch("--tensors", &flags->tensors, "list every tensor");
   command.Switch("--json", &flags->json, "one JSON object in place of the tables");
-  AddModelFlags(command, &flags->model, std::to_string(kDefaultContext));
+  AddModelFlags(command, &flags->model, std::to_string(kInspectedContext));
   command.Action([flags] {
     const Result<int> code = RunInspect(*flags);
     return code.ok() ? *code : ReportError(code.status());

@@ -16,16 +16,12 @@ namespace {
 
 constexpr int64_t kDefaultGroup = 128;
 
-std::string Bytes(int64_t n) {
-  return FormatBytes(static_cast<double>(n));
-}
-
 std::string PlanText(const MemoryPlan& plan, Device device, int64_t context_tokens) {
   const std::string where =
       device == Device::kCuda ? FindCuda()->name : std::string("this machine");
   return fmt::format("memory planned for {} tokens of context, {} available on {}:\n{}",
-                     FormatCount(context_tokens), Bytes(infer::AvailableMemoryBytes(device)), where,
-                     plan.ToTable());
+                     FormatCount(context_tokens),
+                     FormatByteCount(infer::AvailableMemoryBytes(device)), where, plan.ToTable());
 }
 
 Result<WeightType> StoredType(const std::string& model_dir) {
@@ -135,8 +131,9 @@ std::string ToText(const WeightType& type) {
 
 std::string MemoryText(infer::Engine& engine) {
   return fmt::format("weights {}, state {}, KV cache {}, peak resident {}",
-                     Bytes(engine.weights().bytes()), Bytes(engine.state().lightning_bytes()),
-                     Bytes(KvBytes(engine)), Bytes(infer::PeakResidentBytes()));
+                     FormatByteCount(engine.weights().bytes()),
+                     FormatByteCount(engine.state().lightning_bytes()),
+                     FormatByteCount(KvBytes(engine)), FormatByteCount(infer::PeakResidentBytes()));
 }
 
 Json MemoryJson(infer::Engine& engine) {

@@ -101,7 +101,7 @@ Result<int> RunPerplexity(const PerplexityFlags& flags) {
         return !InterruptScope::requested();
       }));
   const double seconds = progress.seconds();
-  Print(flags.json ? ToJson(p, seconds, *model.engine).dump(2) + "\n" : Table(p));
+  Print(flags.json ? JsonText(ToJson(p, seconds, *model.engine), 2) + "\n" : Table(p));
   notes.WriteFaint(fmt::format("{} documents, {} tokens in {}, {:.0f} tokens/s\nmemory: {}\n",
                                FormatCount(p.num_documents), FormatCount(total),
                                FormatSeconds(seconds), static_cast<double>(total) / seconds,

@@ -1,6 +1,7 @@
 // mm01 serve: the model for many users at once, over HTTP.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <malloc.h>
 #include <poll.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -26,7 +27,7 @@
 namespace mm01::cli {
 namespace {
 
-constexpr int64_t kDefaultContext = 32768;
+constexpr int64_t kServedContext = 32768;
 constexpr size_t kMinBodyBytes = 2'000'000;
 constexpr size_t kBodyBytesPerToken = 16;
 constexpr double kDrainSeconds = 25, kCloseSeconds = 3;
@@ -112,12 +113,19 @@ void AllowManyDescriptors() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// Bodies, texts and snapshots go back to the system when they are freed. Else glibc keeps blocks as
+// large as any that was freed before, in an arena for each thread.
+void ReturnLargeBlocks() {
+  mallopt(M_MMAP_THRESHOLD, 256 << 10);
+}
+
 class ServeRun {
  public:
   explicit ServeRun(const ServeFlags& flags) : flags_(flags), notes_(flags.model.quiet) {}
 
   Result<int> Run() {
     AllowManyDescriptors();
+    ReturnLargeBlocks();
     MM01_RETURN_IF_ERROR(Plan());
     MM01_RETURN_IF_ERROR(Listen());
     MM01_RETURN_IF_ERROR(StartService());
@@ -141,7 +149,7 @@ class ServeRun {
     MM01_ASSIGN_OR_RETURN(device_, ChosenDevice(flags_.model.device));
     const MemoryOptions options{.weights = weights,
                                 .kv = KvType(flags_.model.kv).value_or(DefaultKvType(weights)),
-                                .context_tokens = flags_.model.context.value_or(kDefaultContext),
+                                .context_tokens = flags_.model.context.value_or(kServedContext),
                                 .num_sequences = flags_.sequences,
                                 .chunk_rows = ServeStepRows(device_),
                                 .device = device_};
@@ -170,7 +178,7 @@ class ServeRun {
 
   Status StartService() {
     MM01_ASSIGN_OR_RETURN(LoadedModel model, LoadModel(flags_.model,
-                                                       {.context_tokens = kDefaultContext,
+                                                       {.context_tokens = kServedContext,
                                                         .num_sequences = flags_.sequences,
                                                         .prefill_rows = ServeStepRows(device_),
                                                         .on_plan = [](const MemoryPlan&) {}},

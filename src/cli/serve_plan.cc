@@ -13,10 +13,6 @@ constexpr int64_t kUsefulContext = 1024;  // a smaller one is no change to offer
 constexpr int64_t kMostContext = int64_t{1} << 30;
 constexpr int64_t kInt8Group = 128;
 
-std::string Bytes(int64_t n) {
-  return FormatBytes(static_cast<double>(n));
-}
-
 bool Fits(const TextConfig& config, const MemoryOptions& options, int64_t room) {
   const auto plan = PlanMemory(config, options);
   return plan.ok() && plan->total() <= room;
@@ -50,8 +46,8 @@ std::string ServePlan::ToText() const {
   return fmt::format(
       "memory planned for {} sequences of {} tokens, {} available:\n{}snapshots   {}\n"
       "longest context for {} sequences: {} tokens\n",
-      options.num_sequences, FormatCount(options.context_tokens), Bytes(available_bytes),
-      memory.ToTable(), Bytes(snapshot_bytes), options.num_sequences,
+      options.num_sequences, FormatCount(options.context_tokens), FormatByteCount(available_bytes),
+      memory.ToTable(), FormatByteCount(snapshot_bytes), options.num_sequences,
       longest_context > 0 ? FormatCount(longest_context) : "none");
 }
 
@@ -73,9 +69,9 @@ Result<ServePlan> PlanServe(const TextConfig& config, const MemoryOptions& optio
 Status CheckServeFits(const TextConfig& config, const ServePlan& plan) {
   if (plan.fits()) return Status::Ok();
   const int64_t room = plan.available_bytes - plan.snapshot_bytes;
-  const std::string found =
-      fmt::format("{} of memory are needed and {} are available",
-                  Bytes(plan.memory.total() + plan.snapshot_bytes), Bytes(plan.available_bytes));
+  const std::string found = fmt::format("{} of memory are needed and {} are available",
+                                        FormatByteCount(plan.memory.total() + plan.snapshot_bytes),
+                                        FormatByteCount(plan.available_bytes));
   const auto wanted = [&](const std::string& change) {
     return Status::TooLarge(fmt::format("{}; {} would fit", found, change));
   };

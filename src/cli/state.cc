@@ -38,15 +38,11 @@ std::string Table(const infer::SavedStateInfo& info, const TextConfig& config) {
 Result<int> RunState(const StateFlags& flags) {
   MM01_ASSIGN_OR_RETURN(const infer::SavedStateInfo info, infer::InspectState(flags.file));
   if (flags.json) {
-    Print(Json{{"version", info.version},
-               {"model", info.model},
-               {"tokens", info.num_tokens},
-               {"state_bytes", info.state_bytes},
-               {"kv_bytes", info.kv_bytes},
-               {"kv", info.kv},
-               {"config", info.config}}
-              .dump(2) +
-          "\n");
+    const Json json{{"version", info.version},   {"model", info.model},
+                    {"tokens", info.num_tokens}, {"state_bytes", info.state_bytes},
+                    {"kv_bytes", info.kv_bytes}, {"kv", info.kv},
+                    {"config", info.config}};
+    Print(JsonText(json, 2) + "\n");
     return kExitOk;
   }
   MM01_ASSIGN_OR_RETURN(const TextConfig config, ParseTextConfig(info.config, flags.file));

@@ -9,7 +9,7 @@
 namespace mm01::cli {
 namespace {
 
-constexpr int64_t kBarWidth = 40;
+constexpr int64_t kStepsBarWidth = 40;
 
 }  // namespace
 
@@ -30,9 +30,9 @@ void TrainScreen::Step(const train::StepMetrics& m) {
   notes_.Write(train::ToLine(m) + "\n");
   if (!notes_.is_terminal()) return;
   const int64_t done = m.report.step + 1;
-  const int64_t full = std::min(kBarWidth, kBarWidth * done / m.total_steps);
+  const int64_t full = std::min(kStepsBarWidth, kStepsBarWidth * done / m.total_steps);
   bar_ = fmt::format("training [{:#<{}}{:.<{}}] {:.0f} %, {} tokens, {} left", "", full, "",
-                     kBarWidth - full,
+                     kStepsBarWidth - full,
                      100.0 * static_cast<double>(done) / static_cast<double>(m.total_steps),
                      FormatCount(m.tokens), FormatSeconds(m.seconds_left));
   notes_.Write(bar_);

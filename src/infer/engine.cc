@@ -15,7 +15,7 @@ namespace {
 Result<uint64_t> Fingerprint(const Checkpoint& checkpoint, const TextConfig& config,
                              WeightType type, DType kv) {
   std::string identity =
-      ToJson(config).dump() + ToString(type.dtype) + std::to_string(type.group) + ToString(kv);
+      JsonText(ToJson(config)) + ToString(type.dtype) + std::to_string(type.group) + ToString(kv);
   constexpr int64_t kSample = 64;  // bytes from either end of a tensor
   for (const CheckpointTensor& t : checkpoint.tensors()) {
     identity += t.info->name + ToString(t.info->dtype) + std::to_string(t.info->bytes);

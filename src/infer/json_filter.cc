@@ -13,10 +13,6 @@
 #include "io/utf8.h"
 
 namespace mm01::infer {
-namespace {
-
-constexpr size_t kLongestToken = 1000;  // bytes; so deep the tree is walked
-constexpr size_t kLongestPlain = 32;    // characters
 
 // Tokens as a tree of their bytes, in preorder. The last node is none: it ends the one before.
 struct TrieNode {
@@ -31,6 +27,38 @@ struct Trie {
   std::vector<int32_t> tokens;
   int32_t max_depth = 0;
 };
+
+// A set of tokens.
+class TokenSet {
+ public:
+  explicit TokenSet(int64_t size = 0) : words_(static_cast<size_t>((size + 63) / 64)) {}
+
+  void Add(int32_t token) { words_[static_cast<size_t>(token) / 64] |= 1ull << (token % 64); }
+  void Add(const TokenSet& other) {
+    for (size_t i = 0; i < words_.size(); ++i) words_[i] |= other.words_[i];
+  }
+  // What is not in it becomes -infinity.
+  void Mask(std::span<float> logits) const {
+    constexpr float kOut = -std::numeric_limits<float>::infinity();
+    for (size_t begin = 0; begin < logits.size(); begin += 64) {
+      const uint64_t word = begin / 64 < words_.size() ? words_[begin / 64] : 0;
+      const auto part = logits.subspan(begin, std::min<size_t>(64, logits.size() - begin));
+      if (word == 0) {
+        std::fill(part.begin(), part.end(), kOut);
+      } else if (word != ~0ull) {
+        for (size_t i = 0; i < part.size(); ++i) part[i] = (word >> i & 1) != 0 ? part[i] : kOut;
+      }
+    }
+  }
+
+ private:
+  std::vector<uint64_t> words_;
+};
+
+namespace {
+
+constexpr size_t kLongestToken = 1000;  // bytes; so deep the tree is walked
+constexpr size_t kLongestPlain = 32;    // characters
 
 using Word = std::pair<std::string_view, int32_t>;
 
@@ -60,33 +88,6 @@ Trie MakeTrie(std::vector<Word> words) {
   trie.nodes.push_back({0, 0, 0, static_cast<int32_t>(trie.tokens.size())});
   return trie;
 }
-
-// A set of tokens.
-class TokenSet {
- public:
-  explicit TokenSet(int64_t size = 0) : words_(static_cast<size_t>((size + 63) / 64)) {}
-
-  void Add(int32_t token) { words_[static_cast<size_t>(token) / 64] |= 1ull << (token % 64); }
-  void Add(const TokenSet& other) {
-    for (size_t i = 0; i < words_.size(); ++i) words_[i] |= other.words_[i];
-  }
-  // What is not in it becomes -infinity.
-  void Mask(std::span<float> logits) const {
-    constexpr float kOut = -std::numeric_limits<float>::infinity();
-    for (size_t begin = 0; begin < logits.size(); begin += 64) {
-      const uint64_t word = begin / 64 < words_.size() ? words_[begin / 64] : 0;
-      const auto part = logits.subspan(begin, std::min<size_t>(64, logits.size() - begin));
-      if (word == 0) {
-        std::fill(part.begin(), part.end(), kOut);
-      } else if (word != ~0ull) {
-        for (size_t i = 0; i < part.size(); ++i) part[i] = (word >> i & 1) != 0 ? part[i] : kOut;
-      }
-    }
-  }
-
- private:
-  std::vector<uint64_t> words_;
-};
 
 size_t CountCharacters(std::string_view text) {
   return static_cast<size_t>(
@@ -178,9 +179,6 @@ class GrammarFilter final : public TokenFilter {
     for (const char c : trie_->tokenizer.Bytes(token)) {
       state_ = matcher_.Next(state_, static_cast<uint8_t>(c));
     }
-    if (!matcher_.is_large()) return;
-    state_ = matcher_.Compact(state_);
-    masks_.clear();
   }
 
  private:
@@ -197,6 +195,10 @@ class GrammarFilter final : public TokenFilter {
   // Of the state as it is.
   const TokenSet& Allowed() {
     if (const auto known = masks_.find(state_); known != masks_.end()) return known->second;
+    if (matcher_.is_large()) {
+      state_ = matcher_.Compact(state_);
+      masks_.clear();
+    }
     if (masks_.size() == kMaxMasks) masks_.clear();
     TokenSet& allowed = masks_[state_] = TokenSet(trie_->vocab_size);
     if (const auto room = PlainRoom()) {

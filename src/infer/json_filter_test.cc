@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <random>
 
+#include "base/sanitized.h"
 #include "io/tokenizer.h"
 
 namespace mm01::infer {
@@ -198,7 +199,7 @@ void SampleAll(uint32_t count) {
 }
 
 TEST(JsonFilter, SamplesParseAndValidate) {
-  SampleAll(60);
+  SampleAll(kSanitized ? 6 : 60);
 }
 
 TEST(JsonFilterSlow, TenThousandSamplesParseAndValidate) {

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kDigits = 16;
 
-using Sequence = std::vector<int32_t>;
+using Symbols = std::vector<int32_t>;
 
 ByteClass Range(unsigned char first, unsigned char last) {
   ByteClass bytes;
@@ -38,12 +38,12 @@ JsonRules::JsonRules(Grammar& grammar) : g_(grammar) {
 }
 
 int32_t JsonRules::Text(std::string_view text) {
-  Sequence s;
+  Symbols s;
   g_.AppendText(text, &s);
   return Rule(s);
 }
 
-int32_t JsonRules::Rule(const Sequence& s) {
+int32_t JsonRules::Rule(const Symbols& s) {
   const int32_t rule = g_.NewRule();
   g_.Add(rule, s);
   return rule;
@@ -67,7 +67,7 @@ int32_t JsonRules::Optional(int32_t element, int64_t count) {
 }
 
 int32_t JsonRules::String(int64_t min, int64_t max) {
-  Sequence s;
+  Symbols s;
   g_.AppendText("\"", &s);
   for (int64_t i = 0; i < min && g_.size() + s.size() < kMaxGrammarSize; ++i) {
     s.push_back(Grammar::Call(char_));
@@ -79,13 +79,13 @@ int32_t JsonRules::String(int64_t min, int64_t max) {
 
 int32_t JsonRules::List(const char* open, int32_t item, const char* close) {
   const int32_t more = g_.NewRule();
-  Sequence s;
+  Symbols s;
   g_.AppendText(",", &s);
   s.insert(s.end(), {Grammar::Call(blank_), Grammar::Call(item), Grammar::Call(more)});
   g_.Add(more, s);
   g_.Add(more, {});
   const int32_t list = g_.NewRule();
-  Sequence full, empty;
+  Symbols full, empty;
   g_.AppendText(open, &full);
   full.insert(full.end(), {Grammar::Call(item), Grammar::Call(more)});
   g_.AppendText(close, &full);
@@ -96,7 +96,7 @@ int32_t JsonRules::List(const char* open, int32_t item, const char* close) {
 }
 
 int32_t JsonRules::Member(int32_t key, int32_t value) {
-  Sequence s = {Grammar::Call(key)};
+  Symbols s = {Grammar::Call(key)};
   g_.AppendText(":", &s);
   s.insert(s.end(), {Grammar::Call(blank_), Grammar::Call(value)});
   return Rule(s);
@@ -158,7 +158,7 @@ void JsonRules::MakeAny() {
 
 // Numbers from `low` to `high`, which have as many digits.
 void JsonRules::AddDigits(int32_t rule, std::string_view low, std::string_view high,
-                          Sequence begin) {
+                          Symbols begin) {
   while (!low.empty() && low[0] == high[0]) {
     g_.AppendText(low.substr(0, 1), &begin);
     low.remove_prefix(1);
@@ -171,7 +171,7 @@ void JsonRules::AddDigits(int32_t rule, std::string_view low, std::string_view h
     return g_.Add(rule, begin);
   }
   const size_t rest = low.size() - 1;
-  Sequence at_low = begin, at_high = begin;
+  Symbols at_low = begin, at_high = begin;
   g_.AppendText(low.substr(0, 1), &at_low);
   g_.AppendText(high.substr(0, 1), &at_high);
   AddDigits(rule, low.substr(1), std::string(rest, '9'), at_low);
@@ -183,7 +183,7 @@ void JsonRules::AddDigits(int32_t rule, std::string_view low, std::string_view h
   g_.Add(rule, begin);
 }
 
-void JsonRules::AddPositive(int32_t rule, int64_t min, int64_t max, const Sequence& begin) {
+void JsonRules::AddPositive(int32_t rule, int64_t min, int64_t max, const Symbols& begin) {
   for (int64_t low = min; low <= max;) {
     const std::string digits = std::to_string(low);
     const int64_t high = std::min<int64_t>(max, std::stoll(std::string(digits.size(), '9')));
@@ -194,7 +194,7 @@ void JsonRules::AddPositive(int32_t rule, int64_t min, int64_t max, const Sequen
 
 int32_t JsonRules::Between(int64_t min, int64_t max) {
   const int32_t rule = g_.NewRule();
-  Sequence minus;
+  Symbols minus;
   g_.AppendText("-", &minus);
   if (min < 0) AddPositive(rule, std::max<int64_t>(1, -max), -min, minus);
   if (max >= 0) AddPositive(rule, std::max<int64_t>(0, min), max, {});

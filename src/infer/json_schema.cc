@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kLargest = 9'999'999'999'999'999;  // 16 digits
 
-using Sequence = std::vector<int32_t>;
+using Symbols = std::vector<int32_t>;
 
 class SchemaCompiler {
  public:
@@ -81,13 +81,13 @@ Result<int32_t> SchemaCompiler::Value(const Json& schema, const std::string& whe
   if (!schema.is_object()) return Wrong(where, "is no object");
   MM01_RETURN_IF_ERROR(CheckKeywords(schema, where));
   if (schema.contains("$ref")) return Reference(schema, where);
-  if (schema.contains("const")) return json_.Text(schema["const"].dump());
+  if (schema.contains("const")) return json_.Text(JsonText(schema["const"]));
   if (schema.contains("enum")) {
     const Json& list = schema["enum"];
     if (!list.is_array() || list.empty()) return Wrong(where, "has an enum that is no list");
     if (list.size() > kMaxSchemaEntries) return TooMany(where, "enum", list.size());
     std::vector<int32_t> rules;
-    for (const Json& value : list) rules.push_back(json_.Text(value.dump()));
+    for (const Json& value : list) rules.push_back(json_.Text(JsonText(value)));
     return json_.Either(rules);
   }
   if (schema.contains("anyOf")) return OfList(schema["anyOf"], where + "/anyOf", depth);
@@ -249,9 +249,9 @@ Result<int32_t> SchemaCompiler::Object(const Json& schema, const std::string& wh
   for (auto it = properties.rbegin(); it != properties.rend(); ++it) {
     MM01_ASSIGN_OR_RETURN(const int32_t value,
                           Value(it.value(), where + "/properties/" + it.key(), depth + 1));
-    const int32_t member = json_.Member(json_.Text(Json(it.key()).dump()), value);
+    const int32_t member = json_.Member(json_.Text(JsonText(it.key())), value);
     const std::array<int32_t, 2> here = {g_.NewRule(), g_.NewRule()};
-    Sequence comma;
+    Symbols comma;
     g_.AppendText(",", &comma);
     comma.insert(comma.end(),
                  {Grammar::Call(json_.blank()), Grammar::Call(member), Grammar::Call(rest[0])});
@@ -263,7 +263,7 @@ Result<int32_t> SchemaCompiler::Object(const Json& schema, const std::string& wh
     }
     rest = here;
   }
-  Sequence object;
+  Symbols object;
   g_.AppendText("{", &object);
   object.push_back(Grammar::Call(rest[1]));
   g_.AppendText("}", &object);
@@ -292,7 +292,7 @@ Result<int32_t> SchemaCompiler::Array(const Json& schema, const std::string& whe
   if (min == 0 && max < 0 && first.empty()) return json_.List("[", item, "]");
   // rest: what may follow after i items, from the last i on.
   const auto with_comma = [&](int32_t value, int32_t rest, bool is_first) {
-    Sequence s;
+    Symbols s;
     if (!is_first) {
       g_.AppendText(",", &s);
       s.push_back(Grammar::Call(json_.blank()));
@@ -314,7 +314,7 @@ Result<int32_t> SchemaCompiler::Array(const Json& schema, const std::string& whe
     if (i >= min) g_.Add(here, {});
     rest = here;
   }
-  Sequence array;
+  Symbols array;
   g_.AppendText("[", &array);
   array.push_back(Grammar::Call(rest));
   g_.AppendText("]", &array);
@@ -329,7 +329,7 @@ Result<std::shared_ptr<const Grammar>> CompileGrammar(
   JsonRules json(*grammar);
   const int32_t start = grammar->NewRule();
   for (const auto& parts : alternatives) {
-    Sequence sequence;
+    Symbols sequence;
     for (const GrammarPart& part : parts) {
       if (part.schema == nullptr) {
         grammar->AppendText(part.text, &sequence);

@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "base/check.h"
-#include "kernels/lightning/lightning.h"
 
 namespace mm01::infer {
 namespace {

@@ -16,7 +16,11 @@
 #include <unordered_set>
 #include <vector>
 
+#include "kernels/lightning/lightning.h"
+
 namespace mm01::infer {
+
+inline constexpr int64_t kBlock = kLightningBlock;  // tokens of a key
 
 struct PrefixKey {
   std::array<uint8_t, 32> bytes{};

@@ -18,17 +18,17 @@
 namespace mm01::infer {
 namespace {
 
-constexpr const char* kFormat = "mm01-state";
-constexpr const char* kVersion = "1";
+constexpr const char* kStateFormat = "mm01-state";
+constexpr const char* kStateVersion = "1";
 constexpr const char* kChecksum = "checksum";
 
 using Metadata = std::map<std::string, std::string>;
 using Digest = std::array<std::byte, 16>;
 
 // The hash of metadata, then of each tensor's name and bytes, in the order of the file.
-class Hash {
+class StateHash {
  public:
-  explicit Hash(const Metadata& metadata) : state_(XXH3_createState(), XXH3_freeState) {
+  explicit StateHash(const Metadata& metadata) : state_(XXH3_createState(), XXH3_freeState) {
     XXH3_128bits_reset(state_.get());
     for (const auto& [key, value] : metadata) Add(key + "=" + value + ";");
   }
@@ -76,14 +76,14 @@ std::vector<TensorInfo> Layout(const TextConfig& c, DType kv, int64_t tokens) {
 Status CheckHeader(const SafetensorsFile& file) {
   const Metadata& m = file.metadata();
   const auto format = m.find("format"), version = m.find("version");
-  if (format == m.end() || format->second != kFormat || version == m.end()) {
+  if (format == m.end() || format->second != kStateFormat || version == m.end()) {
     return Status::Invalid(file.path() +
                            " is no saved state: its metadata has no format mm01-state");
   }
-  if (version->second != kVersion) {
+  if (version->second != kStateVersion) {
     return Status::Unsupported(
         fmt::format("{}: saved state of version {}, this program reads version {}", file.path(),
-                    version->second, kVersion));
+                    version->second, kStateVersion));
   }
   for (const char* key : {"model", "config", "kv"}) {
     if (!m.contains(key)) {
@@ -98,7 +98,7 @@ Status CheckHeader(const SafetensorsFile& file) {
 }
 
 Status CheckHash(const SafetensorsFile& file) {
-  Hash hash(file.metadata());
+  StateHash hash(file.metadata());
   std::vector<std::byte> piece(1 << 20);
   for (const TensorInfo& t : file.tensors()) {
     if (t.name == kChecksum || t.bytes == 0) continue;
@@ -270,10 +270,10 @@ Status Session::Save(const std::string& path) const {
   if (tokens_.empty()) return Status::Invalid("nothing has been read, so there is nothing to save");
   const TextConfig& c = engine_->config();
   const TextState& state = engine_->state();
-  const Metadata metadata{{"format", kFormat},
-                          {"version", kVersion},
+  const Metadata metadata{{"format", kStateFormat},
+                          {"version", kStateVersion},
                           {"model", fmt::format("{:016x}", engine_->fingerprint())},
-                          {"config", ToJson(c).dump()},
+                          {"config", JsonText(ToJson(c))},
                           {"kv", ToString(state.kv_type())}};
   const std::vector<TensorInfo> layout = Layout(c, state.kv_type(), length());
   MM01_ASSIGN_OR_RETURN(SafetensorsWriter writer,
@@ -281,7 +281,7 @@ Status Session::Save(const std::string& path) const {
 
   // Pieces come in the order of the layout; a name enters the hash where its tensor begins. Tensors
   // without elements have no place in a file's order, and stay out.
-  Hash hash(metadata);
+  StateHash hash(metadata);
   size_t next = 0;
   int64_t left = 0;
   const auto append = [&](std::span<const std::byte> data) -> Status {

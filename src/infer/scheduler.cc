@@ -13,10 +13,11 @@
 namespace mm01::infer {
 namespace {
 
-constexpr int64_t kBlock = kLightningBlock;
 constexpr double kReportSeconds = 0.3;
 constexpr int kMostFetches = 8;  // a file that turns out to be damaged leaves the one before it
 constexpr int64_t kLastBorders = 4;
+// Most masks are there by then, so that their requests take part in every step.
+constexpr std::chrono::microseconds kMaskWait(1000);
 constexpr int64_t kWorthWaiting = 4 * kBlock;  // tokens that another request is about to read
 
 int64_t BorderAt(int64_t position) {
@@ -40,11 +41,12 @@ int64_t CommonBlocks(const std::vector<PrefixKey>& a, const std::vector<PrefixKe
 
 }  // namespace
 
-Scheduler::Scheduler(Engine& engine, Snapshots& snapshots, SnapshotFiles* files,
+Scheduler::Scheduler(Engine& engine, Snapshots& snapshots, const Helpers& helpers,
                      const ServiceOptions& options)
     : engine_(engine),
       snapshots_(snapshots),
-      files_(files),
+      files_(helpers.files),
+      masks_(*helpers.masks),
       options_(options),
       on_cpu_(engine.queue().device() == Device::kCpu),
       least_rows_(on_cpu_ ? 1 : kDecodeRows + 1) {}
@@ -90,6 +92,9 @@ void Scheduler::FailAll(const Status& status) {
 
 bool Scheduler::Step() {
   Admit();
+  if (std::ranges::any_of(running_, [](const auto& s) { return s->waits_for_mask(); })) {
+    masks_.Wait(kMaskWait);
+  }
   const bool restored = Restore();
   const std::vector<Part> writers = Writers();
   std::vector<Part> readers = Readers(options_.step_rows - std::ssize(writers), !writers.empty());
@@ -188,6 +193,12 @@ void Scheduler::Start(std::unique_ptr<Sequence> s) {
   stats_.prompt_tokens += s->prompt_tokens();
   stats_.cached_tokens += s->cached;
   s->reported_tokens = s->cached;
+  if (s->request.filter) {
+    auto ahead = std::make_unique<AheadFilter>(masks_, std::move(s->request.filter),
+                                               engine_.config().vocab_size);
+    s->ahead = ahead.get();
+    s->request.filter = std::move(ahead);
+  }
   PlanBorders(*s);
   s->listener->On(Reading{.done = s->cached, .total = s->prompt_tokens(), .cached = s->cached});
   running_.push_back(std::move(s));
@@ -254,7 +265,7 @@ void Scheduler::PlanBorders(Sequence& s) {
 std::vector<Scheduler::Part> Scheduler::Writers() const {
   std::vector<Part> parts;
   for (const auto& s : running_) {
-    if (!s->reading()) parts.push_back({s.get(), 1});
+    if (!s->reading() && !s->waits_for_mask()) parts.push_back({s.get(), 1});
   }
   return parts;
 }
@@ -270,7 +281,7 @@ int64_t Scheduler::RowsOfEqualWork(const Sequence& s, int64_t rows) const {
 std::vector<Scheduler::Part> Scheduler::Readers(int64_t rows, bool others_wait) {
   std::vector<Sequence*> readers;
   for (const auto& s : running_) {
-    if (s->reading() && !s->restoring) readers.push_back(s.get());
+    if (s->reading() && !s->restoring && !s->waits_for_mask()) readers.push_back(s.get());
   }
   if (readers.empty()) return {};
   const int64_t share = std::max(kBlock, BorderAt(rows / std::ssize(readers)));

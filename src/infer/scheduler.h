@@ -12,6 +12,7 @@
 //            the grid of 64, and at every position where a snapshot is to be taken: the request's
 //            borders, where it parts from earlier prompts, every so many tokens, and the last
 //            border of the prompt.
+// Masks      Who waits for the mask of its next token (mask_worker.h) is left out of the step.
 // Bits       On the CPU a row's numbers depend on its sequence alone, so readers and writers go
 //            together, and what was written is as good for snapshots as what was read. On a GPU a
 //            call with few rows a sequence takes other kernels: writers and readers are calls of
@@ -32,10 +33,15 @@
 
 namespace mm01::infer {
 
+// What works for a scheduler on threads of its own.
+struct Helpers {
+  SnapshotFiles* files = nullptr;  // may be null
+  MaskWorker* masks = nullptr;
+};
+
 class Scheduler {
  public:
-  // `files` may be null.
-  Scheduler(Engine& engine, Snapshots& snapshots, SnapshotFiles* files,
+  Scheduler(Engine& engine, Snapshots& snapshots, const Helpers& helpers,
             const ServiceOptions& options);
   ~Scheduler();
 
@@ -85,6 +91,7 @@ class Scheduler {
   Engine& engine_;
   Snapshots& snapshots_;
   SnapshotFiles* const files_;
+  MaskWorker& masks_;
   std::unordered_set<PrefixKey, PrefixKeyHash> fetching_;  // from files
   const ServiceOptions options_;
   const bool on_cpu_;

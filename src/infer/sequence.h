@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "infer/mask_worker.h"
 #include "infer/prefix_keys.h"
 #include "infer/service.h"
 #include "infer/snapshots.h"
@@ -39,6 +40,7 @@ struct Sequence {
   int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt.size()); }
   int64_t written() const { return static_cast<int64_t>(tokens.size()) - prompt_tokens(); }
   bool reading() const { return read < prompt_tokens(); }
+  bool waits_for_mask() const { return ahead != nullptr && !ahead->ready(); }
   // The most tokens that will be read: the last one written is not.
   int64_t room() const {
     return prompt_tokens() + std::max<int64_t>(0, request.generate.max_tokens - 1);
@@ -56,6 +58,7 @@ struct Sequence {
   bool ended = false;                  // its listener has heard its last
   int64_t read = 0;                    // tokens that the state holds
   std::optional<Restoring> restoring;  // while a snapshot is copied into the slot
+  const AheadFilter* ahead = nullptr;  // the request's filter, from admission on
   int num_fetches = 0;                 // of snapshots on disk
   int64_t cached = 0;                  // of these, taken from a snapshot
   std::set<int64_t> borders;           // still ahead, where snapshots are to be taken

@@ -83,7 +83,8 @@ class ThreadedService final : public Service {
                                                  .page_bytes = engine_->state().page_bytes(),
                                                  .on_read = [this] { Poke(); }}));
     }
-    scheduler_ = std::make_unique<Scheduler>(*engine_, snapshots_, files_.get(), options_);
+    scheduler_ = std::make_unique<Scheduler>(
+        *engine_, snapshots_, Helpers{.files = files_.get(), .masks = &masks_}, options_);
     stats_ = scheduler_->stats();
     if (options_.stuck_seconds > 0) {
       watchdog_ = std::make_unique<Watchdog>(options_.stuck_seconds, options_.on_stuck);
@@ -167,7 +168,7 @@ class ThreadedService final : public Service {
                                         queued, options_.max_queue));
   }
 
-  // A snapshot has been read from its file.
+  // A snapshot has been read from its file, or a mask is ready.
   void Poke() {
     {
       const std::lock_guard lock(mutex_);
@@ -248,6 +249,7 @@ class ThreadedService final : public Service {
   // Of the engine's thread.
   Snapshots snapshots_;
   std::unique_ptr<SnapshotFiles> files_;  // null where there is no folder
+  MaskWorker masks_{[this] { Poke(); }};
   std::unique_ptr<Scheduler> scheduler_;
   std::unique_ptr<Watchdog> watchdog_;  // null where nobody watches
 

@@ -29,8 +29,9 @@
 
 namespace mm01::infer {
 
-// Says which tokens may come next: constrained decoding. One object serves one request, on the
-// engine's thread.
+// Says which tokens may come next: constrained decoding. One object serves one request, one call at
+// a time. Mask is called ahead, too, with logits that nobody wants, on another thread: one that
+// keeps what it found costs the engine's thread little.
 class TokenFilter {
  public:
   virtual ~TokenFilter() = default;

@@ -24,10 +24,9 @@ namespace fs = std::filesystem;
 using Metadata = std::map<std::string, std::string>;
 using Digest = std::array<std::byte, 16>;
 
-constexpr const char* kFormat = "mm01-snapshot";
-constexpr const char* kVersion = "1";
+constexpr const char* kSnapshotFormat = "mm01-snapshot";
+constexpr const char* kSnapshotVersion = "1";
 constexpr std::string_view kSuffix = ".snapshot";
-constexpr int64_t kBlock = kLightningBlock;
 constexpr int64_t kHeaderBytes = 2048;  // about, of a file
 // A file has some megabytes, so a disk is kept busy by several at once. What a thread has read it
 // checks while that is still in its cache.
@@ -35,9 +34,9 @@ constexpr int kReaders = 8;
 constexpr int64_t kReadBytes = 1 << 20;
 
 // Of what a file is, and a part of its bytes.
-class Hash {
+class SnapshotHash {
  public:
-  Hash(const PrefixKey& key, const Metadata& metadata)
+  SnapshotHash(const PrefixKey& key, const Metadata& metadata)
       : state_(XXH3_createState(), XXH3_freeState) {
     XXH3_128bits_reset(state_.get());
     std::string head = key.ToHex();
@@ -97,8 +96,8 @@ std::vector<TensorInfo> Layout(int64_t begin, int64_t end, int64_t border_bytes,
 
 Metadata MetadataOf(const std::string& model, bool has_parent, const PrefixKey& parent,
                     int64_t begin, int64_t end) {
-  return {{"format", kFormat},
-          {"version", kVersion},
+  return {{"format", kSnapshotFormat},
+          {"version", kSnapshotVersion},
           {"model", model},
           {"begin", std::to_string(begin)},
           {"end", std::to_string(end)},
@@ -117,7 +116,7 @@ Status ReadChecked(const SafetensorsFile& file, const PrefixKey& key, const std:
   if (!tensor || !checksum || tensor->bytes != unwanted_bytes + std::ssize(out)) {
     return Damaged(file);
   }
-  Hash hash(key, file.metadata());
+  SnapshotHash hash(key, file.metadata());
   std::vector<std::byte> unwanted(static_cast<size_t>(std::min(unwanted_bytes, kReadBytes)));
   for (int64_t at = 0; at < tensor->bytes;) {
     const bool kept = at >= unwanted_bytes;
@@ -221,7 +220,7 @@ Result<SnapshotFiles::Entry> SnapshotFiles::ReadHeader(const PrefixKey& key) con
     const auto found = file.metadata().find(name);
     return found == file.metadata().end() ? "" : found->second;
   };
-  if (value("format") != kFormat || value("version") != kVersion ||
+  if (value("format") != kSnapshotFormat || value("version") != kSnapshotVersion ||
       value("model") != options_.model) {
     return foreign;
   }
@@ -361,7 +360,7 @@ Status SnapshotFiles::WriteContents(const Snapshot& snapshot, const Entry& entry
       SafetensorsWriter::Create(PathOf(snapshot.key),
                                 Layout(entry.begin, entry.end, options_.border_bytes, page_bytes),
                                 metadata));
-  Hash border(snapshot.key, metadata), pages(snapshot.key, metadata);
+  SnapshotHash border(snapshot.key, metadata), pages(snapshot.key, metadata);
   const std::span<const std::byte> s(snapshot.border.data(),
                                      static_cast<size_t>(snapshot.border.bytes()));
   border.Add(s);

@@ -8,8 +8,6 @@
 namespace mm01::infer {
 namespace {
 
-constexpr int64_t kBlock = kLightningBlock;
-
 size_t KeyIndex(int64_t position) {
   return static_cast<size_t>(position / kBlock - 1);
 }

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <system_error>
 #include <utility>
 
+#include "base/json.h"
 #include "io/checked.h"
 #include "io/file.h"
 
@@ -41,7 +41,7 @@ bool CanHoldCode(const fs::path& path) {
 
 // Reads weight_map and nothing else, building no tree of values: neither depth nor the number of
 // keys can hurt.
-class IndexReader : public nlohmann::json_sax<nlohmann::json> {
+class IndexReader : public JsonEvents {
  public:
   explicit IndexReader(WeightMap* map) : map_(*map) {}
 
@@ -274,7 +274,7 @@ Result<std::map<std::string, std::string>> ParseCheckpointIndex(std::string_view
   }
   WeightMap map;
   IndexReader reader(&map);
-  if (!nlohmann::json::sax_parse(json.begin(), json.end(), &reader)) {
+  if (!ReadJsonEvents(json, &reader)) {
     return Status::Invalid(where + ": " + reader.error());
   }
   if (!reader.has_weight_map()) {

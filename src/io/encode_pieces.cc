@@ -6,11 +6,12 @@
 namespace mm01 {
 
 Result<EncodedPieces> EncodePieces(const Tokenizer& tokenizer,
-                                   std::span<const RenderedPiece> pieces) {
+                                   std::span<const RenderedPiece> pieces, size_t most_tokens) {
   EncodedPieces out;
   std::string text;  // since the last special token
   const auto flush = [&] {
-    Result<std::vector<int32_t>> more = tokenizer.Encode(text, Tokenizer::Special::kAsText);
+    const size_t room = most_tokens - std::min(most_tokens, out.ids.size());
+    Result<std::vector<int32_t>> more = tokenizer.Encode(text, Tokenizer::Special::kAsText, room);
     text.clear();
     if (more.ok()) out.ids.insert(out.ids.end(), more->begin(), more->end());
     return more.status();

@@ -21,8 +21,10 @@ struct EncodedPieces {
 };
 
 // Special tokens are found in trusted pieces only; what lies between two of them is encoded as one
-// text, over the borders of pieces. Errors are those of Tokenizer::Encode.
+// text, over the borders of pieces. Errors are those of Tokenizer::Encode; `most_tokens` counts the
+// ids of all pieces but special tokens' own.
 Result<EncodedPieces> EncodePieces(const Tokenizer& tokenizer,
-                                   std::span<const RenderedPiece> pieces);
+                                   std::span<const RenderedPiece> pieces,
+                                   size_t most_tokens = Tokenizer::kMaxTextBytes);
 
 }  // namespace mm01

@@ -146,10 +146,7 @@ bool PreTokenizer::Joins(Behavior behavior, const Part& left, const Part& right)
 
 Status PreTokenizer::RunFrom(size_t index, std::string_view text, RegexScanner& scanner,
                              const Sink& sink) const {
-  if (index == steps_.size()) {
-    sink(text);
-    return Status::Ok();
-  }
+  if (index == steps_.size()) return sink(text);
   const Step& step = steps_[index];
   std::string prefixed;
   if (step.add_prefix_space && text.front() != ' ') {

@@ -32,10 +32,10 @@ class PreTokenizer {
   // Unsupported or TooLarge, with the place.
   static Result<PreTokenizer> Parse(const Json& json, const std::string& where);
 
-  using Sink = std::function<void(std::string_view piece)>;
+  using Sink = std::function<Status(std::string_view piece)>;
 
   // Hands the pieces of `text` (valid UTF-8) to `sink`, in order and none of them empty. A piece
-  // lives until sink returns. The error is the scanner's.
+  // lives until sink returns. The error is the scanner's, or the first of sink's, which ends it.
   Status Run(std::string_view text, RegexScanner& scanner, const Sink& sink) const;
 
  private:

@@ -19,8 +19,10 @@ std::string Pieces(const std::string& json, std::string_view text) {
   if (!pretokenizer.ok()) return pretokenizer.status().message();
   RegexScanner scanner(text.size());
   std::string pieces;
-  const Status status =
-      pretokenizer->Run(text, scanner, [&](std::string_view piece) { (pieces += piece) += "|"; });
+  const Status status = pretokenizer->Run(text, scanner, [&](std::string_view piece) {
+    (pieces += piece) += "|";
+    return Status::Ok();
+  });
   return status.ok() ? pieces : status.message();
 }
 

@@ -7,12 +7,12 @@
 #include <bit>
 #include <cstring>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <numeric>
 #include <optional>
 #include <tuple>
 #include <utility>
 
+#include "base/json.h"
 #include "io/checked.h"
 
 namespace mm01 {
@@ -76,7 +76,7 @@ std::string_view OtherFormat(std::string_view first_bytes) {
 
 // Builds the header while the JSON is read: no value tree, so depth costs no stack and memory stays
 // linear in what is kept.
-class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
+class HeaderReader : public JsonEvents {
  public:
   explicit HeaderReader(SafetensorsHeader* header) : header_(*header) {}
 
@@ -332,10 +332,6 @@ Status CheckNamesDiffer(const std::vector<TensorInfo>& tensors, const std::strin
   return Status::Ok();
 }
 
-std::string JsonText(std::string_view text) {
-  return nlohmann::json(text).dump();
-}
-
 std::string FormatHeader(const std::vector<TensorInfo>& tensors,
                          const std::map<std::string, std::string>& metadata) {
   std::string header = "{";
@@ -406,7 +402,7 @@ Result<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, int64_t 
   }
   SafetensorsHeader header;
   HeaderReader reader(&header);
-  if (!nlohmann::json::sax_parse(json.begin(), json.end(), &reader)) return reader.Error(where);
+  if (!ReadJsonEvents(json, &reader)) return reader.Error(where);
 
   const int64_t data_begin = kLengthBytes + static_cast<int64_t>(json.size());
   MM01_RETURN_IF_ERROR(CheckNamesDiffer(header.tensors, where));

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "io/utf8.h"
 
 namespace mm01 {
@@ -20,42 +22,42 @@ size_t InvalidPrefix(std::string_view text) {
 
 }  // namespace
 
-Result<std::vector<int32_t>> Tokenizer::Encode(std::string_view text, Special special) const {
+Result<std::vector<int32_t>> Tokenizer::Encode(std::string_view text, Special special,
+                                               size_t most_tokens) const {
   if (text.size() > kMaxTextBytes) {
     return Status::TooLarge(fmt::format("a text of {} bytes, at most {} are encoded at once",
                                         text.size(), kMaxTextBytes));
   }
   std::vector<int32_t> ids;
-  ids.reserve(text.size() / 4 + 1);
+  ids.reserve(std::min(text.size() / 4 + 1, most_tokens));
   BpeEncoder encoder(bpe_);
   RegexScanner scanner(text.size());
-  std::optional<uint8_t> missing;
-  Status status;
-  const auto piece = [&](std::string_view bytes) {
-    if (!missing) missing = encoder.Append(bytes, ids);
+  const PreTokenizer::Sink piece = [&](std::string_view bytes) {
+    if (const auto missing = encoder.Append(bytes, ids)) {
+      return Status::Invalid(fmt::format(
+          "the text has the byte 0x{:02x}, for which the vocabulary has no token", *missing));
+    }
+    if (ids.size() <= most_tokens) return Status::Ok();
+    return Status::TooLarge(fmt::format("the text has more than {} tokens", most_tokens));
   };
-  const PreTokenizer::Sink piece_sink = piece;
+  Status status;
   const AddedTokens::Sink part_sink = [&](const AddedToken* token, std::string_view part) {
     if (!status.ok()) return;
     if (token != nullptr) {
       ids.push_back(token->id);
     } else {
-      status = pretokenizer_.Run(part, scanner, piece_sink);
+      status = pretokenizer_.Run(part, scanner, piece);
     }
   };
-  while (!text.empty() && status.ok() && !missing) {
+  while (!text.empty() && status.ok()) {
     const size_t valid = ValidUtf8Prefix(text);
     added_.Split(text.substr(0, valid), special == Special::kAsText, part_sink);
     text.remove_prefix(valid);
     const size_t invalid = InvalidPrefix(text);
-    piece(text.substr(0, invalid));
+    if (status.ok()) status = piece(text.substr(0, invalid));
     text.remove_prefix(invalid);
   }
   MM01_RETURN_IF_ERROR(status);
-  if (missing) {
-    return Status::Invalid(fmt::format(
-        "the text has the byte 0x{:02x}, for which the vocabulary has no token", *missing));
-  }
   return ids;
 }
 

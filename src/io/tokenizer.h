@@ -49,9 +49,11 @@ class Tokenizer {
 
   // Any bytes will do: those that are not UTF-8 are pieces of their own, and Decode gives them back
   // (as long as the file adds no prefix space and no split removes text). O(n log n), in practice
-  // O(n); memory for the ids and for the longest piece. Errors: TooLarge; Invalid where the
-  // vocabulary lacks a byte of the text.
-  Result<std::vector<int32_t>> Encode(std::string_view text, Special special) const;
+  // O(n); memory for the ids and for the longest piece. Errors: TooLarge, where there are more than
+  // `most_tokens` found out at the piece that makes them so many; Invalid where the vocabulary
+  // lacks a byte of the text.
+  Result<std::vector<int32_t>> Encode(std::string_view text, Special special,
+                                      size_t most_tokens = kMaxTextBytes) const;
 
   // The bytes of the tokens in a row, which need not be UTF-8; see detokenizer.h for text. Ids that
   // are no token have no bytes.

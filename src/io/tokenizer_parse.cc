@@ -120,7 +120,7 @@ Result<int32_t> TokenizerParser::ReadId(const Json& value, const std::string& wh
   const auto id = value.get<uint64_t>();
   if (id >= max_tokens_) {
     return Status::Invalid(At("{} has the id {}, wanted 0 to {} (the file has {} tokens)", where,
-                              value.dump(), max_tokens_ - 1, num_tokens_));
+                              JsonText(value), max_tokens_ - 1, num_tokens_));
   }
   return static_cast<int32_t>(id);
 }

@@ -135,6 +135,17 @@ TEST(Tokenizer, AByteOutsideTheVocabularyIsAnError) {
   EXPECT_NE(ids.status().message().find("0x78"), std::string::npos) << ids.status().message();
 }
 
+TEST(Tokenizer, ATextOfTooManyTokensIsNotEncodedToItsEnd) {
+  const Tokenizer tokenizer = SmallTokenizer();
+  EXPECT_EQ(tokenizer.Encode("a b ", Special::kAsText, 4)->size(), 4u);
+  for (const char* text : {"a b c", "abcde", "a b \xFF", "a b c d \xFF c <s>"}) {
+    const auto ids = tokenizer.Encode(text, Special::kParse, 4);
+    ASSERT_FALSE(ids.ok()) << text;
+    EXPECT_EQ(ids.status().code(), Code::kTooLarge);
+    EXPECT_EQ(ids.status().message(), "the text has more than 4 tokens");
+  }
+}
+
 TEST(Tokenizer, AMissingFileIsNamed) {
   const auto tokenizer = Tokenizer::Load("/no/such/folder");
   ASSERT_FALSE(tokenizer.ok());

@@ -12,10 +12,6 @@
 namespace mm01::server {
 namespace {
 
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
 class Answer : public std::enable_shared_from_this<Answer> {
  public:
   Answer(infer::Service& service, const ServedModel& model, std::shared_ptr<Exchange> exchange,
@@ -207,10 +203,10 @@ void Answer::On(size_t choice, const infer::Reading& reading) {
                          {"cached", reading.cached},
                          {"tokens_per_second", reading.tokens_per_second},
                          {"seconds_left", reading.seconds_left}};
-  if (!plan_.include_progress) return Send(SseComment("progress " + Dump(progress)));
+  if (!plan_.include_progress) return Send(SseComment("progress " + JsonText(progress)));
   Json chunk = Chunk();
   chunk["progress"] = progress;
-  Send(SseData(Dump(chunk)));
+  Send(SseData(JsonText(chunk)));
 }
 
 void Answer::On(size_t choice, infer::PromptRead& read) {
@@ -302,7 +298,7 @@ void Answer::SendDelta(size_t choice, Json delta, const char* finish) {
         TextOf(choice, delta.value("content", ""), TakeLogprobs(choice), reason));
   }
   if (plan_.include_usage) chunk["usage"] = nullptr;
-  Send(SseData(Dump(chunk)));
+  Send(SseData(JsonText(chunk)));
 }
 
 Json Answer::UsageJson() const {
@@ -337,7 +333,7 @@ void Answer::FinishAll() {
   if (plan_.stream) {
     chunk["usage"] = UsageJson();
     chunk["timings"] = Timings();
-    if (plan_.include_usage) Send(SseData(Dump(chunk)));
+    if (plan_.include_usage) Send(SseData(JsonText(chunk)));
     Send("data: [DONE]\n\n");
     return exchange_->End();
   }
@@ -350,7 +346,7 @@ void Answer::FinishAll() {
   }
   chunk["usage"] = UsageJson();
   chunk["timings"] = Timings();
-  exchange_->Send({.body = Dump(chunk)});
+  exchange_->Send({.body = JsonText(chunk)});
 }
 
 }  // namespace

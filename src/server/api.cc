@@ -23,10 +23,6 @@ constexpr const char* kContentPolicy =
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src "
     "'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
 void Reply(const std::shared_ptr<Exchange>& exchange, HttpResponse response) {
   exchange->Post([exchange, response = std::move(response)]() mutable {
     exchange->Send(std::move(response));
@@ -34,15 +30,15 @@ void Reply(const std::shared_ptr<Exchange>& exchange, HttpResponse response) {
 }
 
 void Reply(const std::shared_ptr<Exchange>& exchange, const Json& body) {
-  Reply(exchange, HttpResponse{.body = Dump(body)});
+  Reply(exchange, HttpResponse{.body = JsonText(body)});
 }
 
 void Reply(const std::shared_ptr<Exchange>& exchange, const ApiError& error) {
   Reply(exchange, ErrorResponse(error));
 }
 
-Result<Json> ParseBody(const Exchange& exchange, const ServedModel& model) {
-  const std::string& body = exchange.request().body;
+Result<Json> ParseBody(Exchange& exchange, const ServedModel& model) {
+  const std::string body = exchange.TakeBody();
   MM01_RETURN_IF_ERROR(CheckBodyCounts(body, model.context_tokens));
   return ParseJson(body, "the body", {.max_bytes = body.size(), .max_depth = kMaxBodyDepth});
 }
@@ -157,7 +153,9 @@ Api::Api(ApiOptions options) : options_(std::move(options)) {}
 
 void Api::Serve(infer::Service& service, ServedModel model) {
   auto trie = infer::MakeTokenTrie(*model.tokenizer, model.vocab_size);
-  auto serving = std::make_shared<const Serving>(Serving{service, std::move(model), trie});
+  std::string openapi = Dump(OpenApiDocument(model.context_tokens));
+  auto serving = std::make_shared<const Serving>(
+      Serving{service, std::move(model), std::move(trie), std::move(openapi)});
   const std::lock_guard lock(mutex_);
   serving_ = std::move(serving);
 }
@@ -330,11 +328,13 @@ void Api::Tokenize(const std::shared_ptr<Exchange>& exchange) {
   if (fields.error()) return Reply(exchange, *fields.error());
   ChatPrompt out;
   std::optional<ApiError> error;
+  ServedModel model = s->model;
+  model.most_prompt_tokens = model.most_prompt_bytes = Tokenizer::kMaxTextBytes;  // count all
   if (messages != nullptr) {
     const Json* tools = fields.Find("tools");
-    error = BuildChatPrompt(s->model, *messages, tools == nullptr ? Json() : *tools, &out);
+    error = BuildChatPrompt(model, *messages, tools == nullptr ? Json() : *tools, &out);
   } else if (!prompt->is_string() || !prompt->get_ref<const std::string&>().empty()) {
-    error = ReadPrompt(s->model, *prompt, &out.tokens);
+    error = ReadPrompt(model, *prompt, &out.tokens);
   }
   if (error) return Reply(exchange, *error);
   Reply(exchange, Json{{"count", out.tokens.size()},
@@ -371,7 +371,7 @@ void Api::Detokenize(const std::shared_ptr<Exchange>& exchange) {
 }
 
 void Api::OpenApi(const std::shared_ptr<Exchange>& exchange) {
-  Reply(exchange, OpenApiDocument(serving()->model.context_tokens));
+  Reply(exchange, HttpResponse{.body = serving()->openapi});
 }
 
 void Api::Page(const std::shared_ptr<Exchange>& exchange) {

@@ -33,6 +33,7 @@ struct Serving {
   infer::Service& service;
   ServedModel model;
   std::shared_ptr<const infer::TokenTrie> trie;
+  std::string openapi;  // the document of /openapi.json
 };
 
 class Api final : public Handler {

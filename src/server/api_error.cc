@@ -33,7 +33,7 @@ std::string ErrorBody(const ApiError& error) {
                        {"type", TypeOf(error.status)},
                        {"param", text_or_null(error.param)},
                        {"code", text_or_null(error.code)}}}};
-  return body.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return JsonText(body);
 }
 
 HttpResponse ErrorResponse(const ApiError& error) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <utility>
 
 #include "base/status.h"
 #include "server/http.h"
@@ -14,6 +15,11 @@ struct ApiError {
   std::string param;  // the field at fault, or empty
   std::string code;   // for programs: "context_length_exceeded"; or empty
 };
+
+// A field of the request is wrong: 400.
+inline ApiError WrongField(const std::string& param, std::string message) {
+  return {400, std::move(message), param, ""};
+}
 
 // The body, and as an answer; 429 and 503 say Retry-After.
 std::string ErrorBody(const ApiError& error);

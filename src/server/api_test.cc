@@ -47,7 +47,9 @@ class ApiTest : public ::testing::Test {
                             .vocab_size = NanoTokenizer().size(),
                             .end_tokens = {kEnd},
                             .tokenizer = &NanoTokenizer(),
-                            .chat_template = &ChatTemplate::Text01()});
+                            .chat_template = &ChatTemplate::Text01(),
+                            .most_prompt_tokens = 8192,
+                            .most_prompt_bytes = 100'000});
   }
   void SetUp() override {
     Start();
@@ -306,6 +308,25 @@ TEST_F(ApiTest, AFullQueueIs429) {
   EXPECT_EQ(Json::parse(answer.body)["error"]["type"], "rate_limit_error");
 }
 
+TEST_F(ApiTest, AFaultOfTheEngineIsA500OrTheLastEvent) {
+  service_->FailAfter(2);
+  const Json body = {{"prompt", "Once"}, {"max_tokens", 100}};
+  const HttpAnswer whole = Post("/v1/completions", body);
+  EXPECT_EQ(whole.status, 500);
+  EXPECT_EQ(Json::parse(whole.body)["error"]["message"], "the engine broke");
+  Json streamed = body;
+  streamed["stream"] = true;
+  const HttpAnswer stream = Post("/v1/completions", streamed);
+  EXPECT_EQ(stream.status, 200);
+  const size_t last = stream.body.rfind("data: ");
+  ASSERT_NE(last, std::string::npos);
+  EXPECT_GT(last, 0u) << "what was written before it has come";
+  const Json event = Json::parse(stream.body.substr(last + 6));
+  EXPECT_EQ(event["error"]["type"], "server_error");
+  service_->FailAfter(-1);
+  Ok("/v1/completions", body);
+}
+
 TEST_F(ApiTest, TokensThereAndBack) {
   const Json tokens = Ok("/tokenize", {{"prompt", "The sea"}});
   EXPECT_EQ(tokens["count"], tokens["tokens"].size());
@@ -509,6 +530,22 @@ TEST_F(ApiTest, TheContextIsALimit) {
   const auto refused = Post("/v1/completions", {{"prompt", full}});
   EXPECT_EQ(refused.status, 400);
   EXPECT_EQ(Json::parse(refused.body)["error"]["code"], "context_length_exceeded");
+  std::string text;
+  for (int i = 0; i < 6000; ++i) text += "a ";
+  const Json a_bit = Json::parse(Post("/v1/completions", {{"prompt", text}}).body);
+  EXPECT_EQ(a_bit["error"]["code"], "context_length_exceeded");
+  for (int i = 0; i < 60'000; ++i) text += "a ";
+  for (const auto& [path, body] :
+       {std::pair("/v1/completions", Json{{"prompt", text}}),
+        std::pair("/v1/chat/completions",
+                  Json{{"messages", {{{"role", "user"}, {"content", text}}}}})}) {
+    const auto answer = Post(path, body);
+    EXPECT_EQ(answer.status, 400);
+    const Json error = Json::parse(answer.body)["error"];
+    EXPECT_EQ(error["code"], "context_length_exceeded") << answer.body;
+    EXPECT_EQ(error["message"].get<std::string>().find("the prompt has more than 8192 tokens"), 0u);
+  }
+  EXPECT_GT(Ok("/tokenize", {{"prompt", text}})["count"], 8192);
   Ok("/v1/completions", {{"prompt", full}, {"max_tokens", 0}, {"echo", true}});
   Ok("/v1/completions", {{"prompt", std::vector<int32_t>(4090, 100)}, {"max_tokens", 100}});
   EXPECT_EQ(service_->requests().back().max_tokens, 6);

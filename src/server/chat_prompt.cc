@@ -17,10 +17,6 @@ constexpr size_t kMaxMessages = 100'000;
 constexpr size_t kMaxTools = 256;
 constexpr size_t kMaxNameBytes = 256;
 
-ApiError Wrong(const std::string& param, std::string message) {
-  return {400, std::move(message), param, ""};
-}
-
 // Words that stand in a message's text for what text cannot say. They are drawn anew for each
 // request, so no user can write them.
 struct Marks {
@@ -43,6 +39,7 @@ class Messages {
 
   const std::optional<ApiError>& error() const { return error_; }
   const Json& plain() const { return plain_; }
+  size_t num_bytes() const { return num_bytes_; }  // of all contents
 
   void Add(const Json& message) {
     const std::string where = fmt::format("messages[{}]", plain_.size());
@@ -69,14 +66,16 @@ class Messages {
                               "tool, function",
                               where, role));
     }
-    Json plain = {{"role", role}, {"content", content}};
-    if (!name.empty()) plain["name"] = name;
-    plain_.push_back(std::move(plain));
+    num_bytes_ += content.size();
+    Json& plain = plain_.emplace_back(Json::object());
+    plain["role"] = std::move(role);
+    plain["content"] = std::move(content);
+    if (!name.empty()) plain["name"] = std::move(name);
   }
 
  private:
   void Fail(const std::string& param, std::string message) {
-    if (!error_) error_ = Wrong(param, std::move(message));
+    if (!error_) error_ = WrongField(param, std::move(message));
   }
 
   std::string Content(const Json* content, const std::string& where) {
@@ -134,13 +133,14 @@ class Messages {
       *name = known->second;
     }
     if (name->empty()) *name = "function";
-    if (!Json::accept(*content)) {
-      *content = Json(*content).dump(-1, ' ', false, Json::error_handler_t::replace);
+    if (!IsJson(*content)) {
+      *content = JsonText(*content);
     }
   }
 
   const Marks& marks_;
   Json plain_ = Json::array();
+  size_t num_bytes_ = 0;
   std::map<std::string, std::string> names_;  // of functions, by the id of their call
   std::optional<ApiError> error_;
 };
@@ -148,7 +148,8 @@ class Messages {
 std::optional<ApiError> ReadTools(const Json& tools, Json* functions) {
   if (tools.is_null()) return std::nullopt;
   if (!tools.is_array() || tools.size() > kMaxTools) {
-    return Wrong("tools", fmt::format("tools is not a list of at most {} functions", kMaxTools));
+    return WrongField("tools",
+                      fmt::format("tools is not a list of at most {} functions", kMaxTools));
   }
   *functions = Json::array();
   for (const Json& tool : tools) {
@@ -157,9 +158,9 @@ std::optional<ApiError> ReadTools(const Json& tools, Json* functions) {
                              tool["function"].is_object() && tool["function"].contains("name") &&
                              tool["function"]["name"].is_string();
     if (!is_function) {
-      return Wrong("tools",
-                   "an entry of tools is not {\"type\": \"function\", \"function\": "
-                   "{\"name\": ...}}");
+      return WrongField("tools",
+                        "an entry of tools is not {\"type\": \"function\", \"function\": "
+                        "{\"name\": ...}}");
     }
     Json function = Json::object();
     for (const char* key : {"name", "description", "parameters"}) {
@@ -198,17 +199,18 @@ std::vector<std::vector<RenderedPiece>> CutAtMarks(std::vector<RenderedPiece> pi
 std::optional<ApiError> BuildChatPrompt(const ServedModel& model, const Json& messages,
                                         const Json& tools, ChatPrompt* out) {
   if (model.chat_template == nullptr) {
-    return Wrong("", "this model brought no chat template; /v1/completions continues a text");
+    return WrongField("", "this model brought no chat template; /v1/completions continues a text");
   }
   if (!messages.is_array() || messages.empty() || messages.size() > kMaxMessages) {
-    return Wrong("messages",
-                 fmt::format("messages is not a list of 1 to {} messages", kMaxMessages));
+    return WrongField("messages",
+                      fmt::format("messages is not a list of 1 to {} messages", kMaxMessages));
   }
   const Marks marks;
   Messages list(marks);
   for (const Json& message : messages) {
     list.Add(message);
     if (list.error()) return list.error();
+    if (list.num_bytes() > model.most_prompt_bytes) return PromptTooLong(model);
   }
   Json functions;
   if (auto error = ReadTools(tools, &functions)) return error;
@@ -221,11 +223,14 @@ std::optional<ApiError> BuildChatPrompt(const ServedModel& model, const Json& me
     };
     if (bare.ok() &&
         std::equal(pieces->begin(), pieces->end(), bare->begin(), bare->end(), is_same)) {
-      return Wrong("tools", "this model's chat template has no place for tools");
+      return WrongField("tools", "this model's chat template has no place for tools");
     }
   }
   for (const auto& run : CutAtMarks(std::move(pieces).value(), marks)) {
-    const auto encoded = EncodePieces(*model.tokenizer, run);
+    const size_t room =
+        model.most_prompt_tokens - std::min(model.most_prompt_tokens, out->tokens.size());
+    const auto encoded = EncodePieces(*model.tokenizer, run, room);
+    if (encoded.status().code() == Code::kTooLarge) return PromptTooLong(model);
     if (!encoded.ok()) return ToApiError(encoded.status());
     const auto start = static_cast<int64_t>(out->tokens.size());
     if (start > 0) out->borders.push_back(start);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <ctime>
 
+#include "base/priority.h"
 #include "infer/json_filter.h"
 #include "server/chat_prompt.h"
 #include "server/choice.h"
@@ -15,16 +16,12 @@ namespace mm01::server {
 namespace {
 
 constexpr int64_t kDefaultCompletionTokens = 16;
-constexpr size_t kMaxNameBytes = 1024;
+constexpr size_t kMaxModelNameBytes = 1024;
 constexpr float kNever = -1e9f;  // a bias that no logit outweighs
-
-ApiError Wrong(const std::string& param, std::string message) {
-  return {400, std::move(message), param, ""};
-}
 
 void CheckModel(Fields& fields, const ServedModel& model) {
   std::string name = model.name;
-  fields.Text("model", kMaxNameBytes, &name);
+  fields.Text("model", kMaxModelNameBytes, &name);
   if (name != model.name && fields.ok()) {
     fields.Fail("model", fmt::format("the model '{}' is not served here, '{}' is",
                                      name.substr(0, 100), model.name));
@@ -83,12 +80,12 @@ void FillPlan(const GenerationFields& how, const char* id_prefix, AnswerPlan* pl
 // One prompt or several; a list of whole numbers is one.
 std::optional<ApiError> ReadPrompts(const ServedModel& model, const Json* prompt,
                                     std::vector<std::vector<int32_t>>* out) {
-  if (prompt == nullptr) return Wrong("prompt", "prompt is missing");
+  if (prompt == nullptr) return WrongField("prompt", "prompt is missing");
   const bool is_many = prompt->is_array() && !prompt->empty() && !prompt->front().is_number();
   if (!is_many) return ReadPrompt(model, *prompt, &out->emplace_back());
   if (prompt->size() > kMaxPrompts) {
-    return Wrong("prompt", fmt::format("prompt has {} entries, wanted at most {}", prompt->size(),
-                                       kMaxPrompts));
+    return WrongField("prompt", fmt::format("prompt has {} entries, wanted at most {}",
+                                            prompt->size(), kMaxPrompts));
   }
   for (const Json& entry : *prompt) {
     if (auto error = ReadPrompt(model, entry, &out->emplace_back())) return error;
@@ -102,12 +99,20 @@ struct Constraint {
   std::vector<int32_t> lead;
 };
 
+// A schema may take 100 ms, in which others want their next token.
+Result<std::shared_ptr<const infer::Grammar>> Compile(
+    const std::vector<std::vector<infer::GrammarPart>>& alternatives) {
+  Result<std::shared_ptr<const infer::Grammar>> grammar = std::shared_ptr<const infer::Grammar>();
+  RunAtLowPriority([&] { grammar = infer::CompileGrammar(alternatives); });
+  return grammar;
+}
+
 std::optional<ApiError> ReadResponseFormat(const ServedModel& model, const Json* format,
                                            Constraint* out) {
   if (format == nullptr) return std::nullopt;
   const std::string param = "response_format";
   if (!format->is_object() || !format->contains("type") || !(*format)["type"].is_string()) {
-    return Wrong(param, "response_format is no object with a type");
+    return WrongField(param, "response_format is no object with a type");
   }
   const std::string type = (*format)["type"];
   if (type == "text") return std::nullopt;
@@ -115,20 +120,20 @@ std::optional<ApiError> ReadResponseFormat(const ServedModel& model, const Json*
   if (type == "json_schema") {
     const bool has_schema = format->contains("json_schema") && (*format)["json_schema"].is_object();
     if (!has_schema || !(*format)["json_schema"].contains("schema")) {
-      return Wrong(param, "response_format.json_schema.schema is missing");
+      return WrongField(param, "response_format.json_schema.schema is missing");
     }
     schema = (*format)["json_schema"]["schema"];
   } else if (type != "json_object") {
-    return Wrong(param,
-                 fmt::format("response_format.type is '{}', wanted one of text, json_object, "
-                             "json_schema",
-                             type.substr(0, 100)));
+    return WrongField(param,
+                      fmt::format("response_format.type is '{}', wanted one of text, json_object, "
+                                  "json_schema",
+                                  type.substr(0, 100)));
   }
   if (model.end_tokens.empty()) {
-    return Wrong(param, "this model has no token that ends a text, which JSON needs");
+    return WrongField(param, "this model has no token that ends a text, which JSON needs");
   }
-  auto grammar = infer::CompileSchema(schema);
-  if (!grammar.ok()) return Wrong(param, "response_format: " + grammar.status().message());
+  auto grammar = Compile({{{.schema = &schema}}});
+  if (!grammar.ok()) return WrongField(param, "response_format: " + grammar.status().message());
   out->grammar = std::move(grammar).value();
   return std::nullopt;
 }
@@ -146,8 +151,8 @@ std::optional<ApiError> ForceCall(const std::vector<const Json*>& functions, int
                             {.schema = has_schema ? &(*function)["parameters"] : &any_object},
                             {.text = ")\n```"}});
   }
-  auto grammar = infer::CompileGrammar(alternatives);
-  if (!grammar.ok()) return Wrong("tools", "tools: " + grammar.status().message());
+  auto grammar = Compile(alternatives);
+  if (!grammar.ok()) return WrongField("tools", "tools: " + grammar.status().message());
   out->grammar = std::move(grammar).value();
   out->lead = {call_token};
   return std::nullopt;
@@ -167,9 +172,9 @@ std::optional<ApiError> ReadToolChoice(const Json* choice, std::string* word, st
     *name = (*choice)["function"]["name"];
     return std::nullopt;
   }
-  return Wrong("tool_choice",
-               "tool_choice is none of auto, none, required and {\"type\": \"function\", "
-               "\"function\": {\"name\": ...}}");
+  return WrongField("tool_choice",
+                    "tool_choice is none of auto, none, required and {\"type\": \"function\", "
+                    "\"function\": {\"name\": ...}}");
 }
 
 // `tools` was found sound by BuildChatPrompt.
@@ -181,7 +186,7 @@ std::optional<ApiError> ReadToolUse(const Serving& serving, Fields& fields, Gene
   if (tools == nullptr || tools->empty()) return std::nullopt;
   const auto call_token = serving.model.tokenizer->Find(kFunctionCallToken);
   if (!call_token) {
-    return Wrong("tools", fmt::format("this model has no token {}", kFunctionCallToken));
+    return WrongField("tools", fmt::format("this model has no token {}", kFunctionCallToken));
   }
   if (word == "none") {
     how->logit_bias.emplace_back(*call_token, kNever);
@@ -189,11 +194,13 @@ std::optional<ApiError> ReadToolUse(const Serving& serving, Fields& fields, Gene
   }
   plan->has_tools = true;
   if (constraint->grammar != nullptr) {
-    return Wrong("response_format", "response_format and tools are both given, wanted one of them");
+    return WrongField("response_format",
+                      "response_format and tools are both given, wanted one of them");
   }
   if (word == "auto") return std::nullopt;
   if (serving.model.end_tokens.empty()) {
-    return Wrong("tool_choice", "this model has no token that ends a text, which a call needs");
+    return WrongField("tool_choice",
+                      "this model has no token that ends a text, which a call needs");
   }
   std::vector<const Json*> functions;
   for (const Json& tool : *tools) {
@@ -201,9 +208,9 @@ std::optional<ApiError> ReadToolUse(const Serving& serving, Fields& fields, Gene
     if (name.empty() || function["name"] == name) functions.push_back(&function);
   }
   if (functions.empty()) {
-    return Wrong("tool_choice", fmt::format("tool_choice names '{}', which is no tool of this "
-                                            "request",
-                                            name.substr(0, 100)));
+    return WrongField("tool_choice", fmt::format("tool_choice names '{}', which is no tool of this "
+                                                 "request",
+                                                 name.substr(0, 100)));
   }
   return ForceCall(functions, *call_token, constraint);
 }
@@ -222,8 +229,11 @@ void ReadChatLogprobs(Fields& fields, AnswerPlan* plan, int64_t* top) {
 std::optional<ApiError> ReadPrompt(const ServedModel& model, const Json& prompt,
                                    std::vector<int32_t>* tokens) {
   if (prompt.is_string()) {
+    const auto& text = prompt.get_ref<const std::string&>();
+    if (text.size() > model.most_prompt_bytes) return PromptTooLong(model);
     auto encoded =
-        model.tokenizer->Encode(prompt.get_ref<const std::string&>(), Tokenizer::Special::kAsText);
+        model.tokenizer->Encode(text, Tokenizer::Special::kAsText, model.most_prompt_tokens);
+    if (encoded.status().code() == Code::kTooLarge) return PromptTooLong(model);
     if (!encoded.ok()) return ToApiError(encoded.status());
     *tokens = std::move(encoded).value();
   } else if (prompt.is_array()) {
@@ -231,17 +241,19 @@ std::optional<ApiError> ReadPrompt(const ServedModel& model, const Json& prompt,
       const bool is_id =
           id.is_number_integer() && id.get<int64_t>() >= 0 && id.get<int64_t>() < model.vocab_size;
       if (!is_id) {
-        return Wrong("prompt", fmt::format("an entry of prompt is {}, wanted a token id from 0 to "
-                                           "{}",
-                                           id.dump().substr(0, 32), model.vocab_size - 1));
+        return WrongField("prompt",
+                          fmt::format("an entry of prompt is {}, wanted a token id from 0 to "
+                                      "{}",
+                                      JsonText(id).substr(0, 32), model.vocab_size - 1));
       }
       tokens->push_back(id.get<int32_t>());
     }
   } else {
-    return Wrong("prompt", fmt::format("prompt is {}, wanted a string or a list of token ids",
-                                       TypeName(prompt)));
+    return WrongField("prompt", fmt::format("prompt is {}, wanted a string or a list of token ids",
+                                            TypeName(prompt)));
   }
-  if (tokens->empty()) return Wrong("prompt", "the prompt is empty, wanted at least one token");
+  if (tokens->empty())
+    return WrongField("prompt", "the prompt is empty, wanted at least one token");
   return std::nullopt;
 }
 

@@ -45,7 +45,7 @@ void ReadBias(Fields& fields, const ServedModel& model, GenerationFields* out) {
     if (!(number >= -100 && number <= 100)) {
       return fields.Fail("logit_bias", fmt::format("logit_bias of {} is {}, wanted a number from "
                                                    "-100 to 100",
-                                                   id, value.dump().substr(0, 32)));
+                                                   id, JsonText(value).substr(0, 32)));
     }
     out->logit_bias.emplace_back(id, static_cast<float>(number));
   }

@@ -170,6 +170,7 @@ class ExchangeImpl final : public Exchange {
         serial_(connection_->serial()) {}
 
   const HttpRequest& request() const override { return request_; }
+  std::string TakeBody() override { return std::exchange(request_.body, {}); }
   void Post(std::function<void()> work) override { connection_->Post(std::move(work)); }
   void Send(HttpResponse response) override {
     if (IsOpen()) connection_->Begin(std::move(response), false);

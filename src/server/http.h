@@ -50,6 +50,8 @@ class Exchange {
  public:
   virtual ~Exchange() = default;
   virtual const HttpRequest& request() const = 0;
+  // The request's body, which it has no more: for a handler that answers long after it read it.
+  virtual std::string TakeBody() = 0;
 
   // Runs `work` on the connection's strand; from any thread.
   virtual void Post(std::function<void()> work) = 0;

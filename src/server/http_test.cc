@@ -45,7 +45,7 @@ class EchoHandler final : public Handler {
         }
         return;
       }
-      exchange->Send({.content_type = "text/plain", .body = exchange->request().body});
+      exchange->Send({.content_type = "text/plain", .body = exchange->TakeBody()});
     });
   }
   void Answered(const HttpRequest&, int status, double) override {

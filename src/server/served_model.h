@@ -8,6 +8,7 @@
 #include "infer/service.h"
 #include "io/chat_template.h"
 #include "io/tokenizer.h"
+#include "server/api_error.h"
 
 namespace mm01::server {
 
@@ -20,9 +21,15 @@ struct ServedModel {
   const Tokenizer* tokenizer = nullptr;
   const ChatTemplate* chat_template = nullptr;  // null: the model brought none
   int64_t memory_bytes = 0;                     // planned: weights, state, KV cache, workspace
+  // Where encoding of a prompt stops: one with more is refused, and nobody need count it to its
+  // end. No text of more bytes has so few tokens.
+  size_t most_prompt_tokens = 0, most_prompt_bytes = 0;
 };
 
 // Of a service's engine, which outlives it.
 ServedModel ServedModelOf(const infer::Engine& engine, std::string name, int64_t created);
+
+// Where a prompt has more tokens than most_prompt_tokens.
+ApiError PromptTooLong(const ServedModel& model);
 
 }  // namespace mm01::server

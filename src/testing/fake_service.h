@@ -79,6 +79,8 @@ class FakeService final : public infer::Service {
     return requests_;
   }
   void set_refuse(bool refuse) { refuse_ = refuse; }
+  // From now on requests fail once they have written so many tokens; -1: none does.
+  void FailAfter(int64_t tokens) { fail_after_ = tokens; }
   // Requests wait from now on, having reported that they read; until Release.
   void set_hold(bool hold) { hold_ = hold; }
   void Release() {
@@ -141,6 +143,13 @@ class FakeService final : public infer::Service {
     StreamingDetokenizer detokenizer(tokenizer_, /*skip_special=*/true);
     for (const int32_t token : request.filter ? Constrained(request) : script_(request)) {
       if (done.usage.completion_tokens == request.generate.max_tokens) break;
+      if (done.usage.completion_tokens == fail_after_) {
+        {
+          const std::lock_guard lock(mutex_);
+          ++stats_.failed;
+        }
+        return listener.On(infer::Failed{.status = Status::Io("the engine broke")});
+      }
       ++done.usage.completion_tokens;
       listener.On(infer::Wrote{.text = detokenizer.Push(token), .tokens = {Info(request, token)}});
       if (token == end_token_) {
@@ -169,6 +178,7 @@ class FakeService final : public infer::Service {
   std::map<Id, Waiting> waiting_;
   Id last_id_ = 0;
   std::atomic<bool> refuse_{false}, hold_{false};
+  std::atomic<int64_t> fail_after_{-1};
 };
 
 }  // namespace mm01::testing

@@ -29,7 +29,7 @@ struct Range {
   double width() const { return max - min; }
 };
 
-std::string Number(double x) {
+std::string NumberText(double x) {
   const double size = std::abs(x);
   if (size >= 1e6) return fmt::format("{:g}M", std::round(x / 1e4) / 100);
   if (size >= 1e4) return fmt::format("{:g}k", std::round(x / 100) / 10);
@@ -84,12 +84,12 @@ class Axes {
       svg += fmt::format(
           "<line class=grid x1={:.1f} x2={:.1f} y1={:.1f} y2={:.1f} />"
           "<text class=tick text-anchor=end x={:.1f} y={:.1f}>{}</text>",
-          kLeft, kWidth - kRight, y, y, kLeft - 6, y + 4, Number(value));
+          kLeft, kWidth - kRight, y, y, kLeft - 6, y + 4, NumberText(value));
     }
     const double across = Step(x_.width(), 8);
     for (double v = std::ceil(x_.min / across) * across; v <= x_.max; v += across) {
       svg += fmt::format("<text class=tick text-anchor=middle x={:.1f} y={:.1f}>{}</text>", X(v),
-                         kHeight - 8, Number(v));
+                         kHeight - 8, NumberText(v));
     }
     return svg;
   }
@@ -112,7 +112,7 @@ std::string CurveSvg(const Curve& curve, const Axes& axes, bool log) {
     if (curve.dots) {
       dots += fmt::format(
           "<circle cx={:.1f} cy={:.1f} r=3 fill='var(--c{})'><title>{} {}: {}</title></circle>",
-          axes.X(x), axes.Y(y), curve.colour, EscapeHtml(curve.name), Number(x), Number(y));
+          axes.X(x), axes.Y(y), curve.colour, EscapeHtml(curve.name), NumberText(x), NumberText(y));
     }
   }
   return fmt::format("<path class='curve{}' stroke='var(--c{})' d='{}'/>{}",
@@ -125,7 +125,7 @@ std::string Legend(const std::vector<Curve>& curves) {
     if (c.name.empty() || c.points.empty()) continue;
     const auto& [x, y] = c.points.back();
     html += fmt::format("<span class=key><i style='background:var(--c{})'></i>{} <b>{}</b></span>",
-                        c.colour, EscapeHtml(c.name), Number(y));
+                        c.colour, EscapeHtml(c.name), NumberText(y));
   }
   return html;
 }
@@ -223,7 +223,7 @@ std::string ToSvg(const HeatMap& map) {
   svg += labels;
   for (const auto& [x, at] : {std::pair(kLabel, map.first_x), {kHeatWidth - kRight, map.last_x}}) {
     svg += fmt::format("<text class=tick text-anchor={} x={:.1f} y={:.1f}>{}</text>",
-                       x == kLabel ? "start" : "end", x, height - 8, Number(at));
+                       x == kLabel ? "start" : "end", x, height - 8, NumberText(at));
   }
   std::string scale = "<span class=scale>unused";
   for (const char* colour : kHeat) scale += fmt::format("<i style='background:{}'></i>", colour);

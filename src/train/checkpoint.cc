@@ -70,7 +70,7 @@ Status WriteRank(Queue& queue, const std::string& stem, std::span<const TensorRa
     MM01_RETURN_IF_ERROR(status);
   }
   MM01_RETURN_IF_ERROR(writer.Finish());
-  return WriteFileAtomically(stem + ".json", parts.dump(1) + "\n");
+  return WriteFileAtomically(stem + ".json", JsonText(parts, 1) + "\n");
 }
 
 Status MakeEmpty(const std::string& folder) {
@@ -92,7 +92,7 @@ Status WriteManifest(const std::string& folder, int num_ranks, const Json& state
   }
   const Json manifest = {
       {"format", "mm01-checkpoint"}, {"version", 1}, {"ranks", ranks}, {"state", state}};
-  const std::string text = manifest.dump(1) + "\n";
+  const std::string text = JsonText(manifest, 1) + "\n";
   MM01_RETURN_IF_ERROR(WriteFileAtomically(folder + "/" + kManifest, text));
   return WriteFileAtomically(folder + "/" + kDone, DigestOf(text) + "\n");
 }

@@ -74,7 +74,7 @@ Status ExportModel(Queue& queue, const TrainerModel& model, const ExportOptions&
   Json config = ToJson(model.config());
   config["torch_dtype"] = options.type == DType::kF32 ? "float32" : "bfloat16";
   config["router_aux_loss_coef"] = options.auxiliary_coefficient;
-  return WriteFileAtomically(options.folder + "/config.json", config.dump(1) + "\n");
+  return WriteFileAtomically(options.folder + "/config.json", JsonText(config, 1) + "\n");
 }
 
 }  // namespace mm01::train

@@ -34,14 +34,14 @@ Moments OfLosses(const std::deque<double>& losses) {
 }
 
 // A norm of 0 is that of a step that taught nothing; its logarithm would swamp the others.
-double Log(double norm) {
+double LogOfNorm(double norm) {
   return std::log(std::max(norm, 1e-12));
 }
 
 Moments OfLogNorms(const std::deque<double>& norms) {
   if (norms.size() < 2) return {};
   std::deque<double> logs;
-  for (const double norm : norms) logs.push_back(Log(norm));
+  for (const double norm : norms) logs.push_back(LogOfNorm(norm));
   Moments m = MomentsOf(logs);
   m.sigma = std::max(m.sigma, kLeastLogNormSigma);
   return m;
@@ -59,7 +59,7 @@ Verdict Guard::Judge(double loss, double norm) {
   const Moments losses = OfLosses(state_.losses), norms = OfLogNorms(state_.norms);
   Verdict v;
   if (std::isfinite(loss)) v.loss_z = losses.z(loss);
-  if (std::isfinite(norm)) v.norm_z = norms.z(Log(norm));
+  if (std::isfinite(norm)) v.norm_z = norms.z(LogOfNorm(norm));
   const bool full = std::ssize(state_.losses) >= spec_.window;
   const auto bad = [&](double x, double z) {
     return !std::isfinite(x) || (full && z > spec_.sigmas);

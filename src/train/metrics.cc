@@ -12,10 +12,8 @@
 namespace mm01::train {
 namespace {
 
-constexpr int64_t kMaxLogBytes = int64_t{4} << 30;
-
 // JSON has neither NaN nor infinity.
-Json Number(double x) {
+Json JsonNumber(double x) {
   return std::isfinite(x) ? Json(x) : Json(nullptr);
 }
 
@@ -84,12 +82,12 @@ Json ToJson(const StepMetrics& m, bool with_experts) {
                {"stage", r.stage},
                {"length", r.length},
                {"tokens", m.tokens},
-               {"loss", Number(r.loss)},
+               {"loss", JsonNumber(r.loss)},
                {"loss_z", r.verdict.loss_z},
-               {"gradient_norm", Number(r.gradient_norm)},
+               {"gradient_norm", JsonNumber(r.gradient_norm)},
                {"norm_z", r.verdict.norm_z},
                {"learning_rate", r.learning_rate},
-               {"auxiliary", Number(r.auxiliary)},
+               {"auxiliary", JsonNumber(r.auxiliary)},
                {"tokens_per_second", m.tokens_per_second},
                {"mfu", m.mfu},
                {"milliseconds", 1e3 * r.seconds},
@@ -135,7 +133,7 @@ Result<RunLog> RunLog::Open(const std::string& run, int64_t first_step, double t
 }
 
 Status RunLog::Line(const Json& json) {
-  return lines_.Append(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+  return lines_.Append(JsonText(json) + "\n");
 }
 
 Status RunLog::Step(const StepMetrics& m, double time, bool with_experts) {
@@ -147,7 +145,7 @@ Status RunLog::Validation(int64_t step, const std::vector<ValidationScore>& scor
   Json losses = Json::object();
   std::vector<std::pair<std::string, double>> scalars;
   for (const ValidationScore& s : scores) {
-    losses[std::to_string(s.length)] = Number(s.loss);
+    losses[std::to_string(s.length)] = JsonNumber(s.loss);
     scalars.emplace_back(fmt::format("validation/loss_{}", s.length), s.loss);
   }
   MM01_RETURN_IF_ERROR(Line({{"step", step}, {"validation", losses}}));

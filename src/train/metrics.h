@@ -16,6 +16,8 @@
 
 namespace mm01::train {
 
+inline constexpr int64_t kMaxLogBytes = int64_t{4} << 30;  // of metrics.jsonl, as read again
+
 struct StepMetrics {
   StepReport report;
   int64_t total_steps = 0;

@@ -14,11 +14,11 @@
 #include "base/json.h"
 #include "io/file.h"
 #include "train/chart.h"
+#include "train/metrics.h"
 
 namespace mm01::train {
 namespace {
 
-constexpr int64_t kMaxLogBytes = int64_t{4} << 30;
 constexpr size_t kMostPoints = 500;
 constexpr size_t kMostColumns = 120;
 

@@ -125,7 +125,9 @@ def percentile(values, share):
 
 
 def gaps(answer):
-    return [b - a for a, b in zip(answer.times, answer.times[1:])]
+    """Between reads, from the first event of a choice on: not the wait for a place."""
+    times = [t for t in answer.times if answer.first is not None and t >= answer.first]
+    return [b - a for a, b in zip(times, times[1:])]
 
 
 def summary(answers):

@@ -68,14 +68,14 @@ def numeric_fields(url):
 
 
 def ask(url, path, body, seconds=SECONDS):
-    """The fastest of three where one took long: other programs run here too."""
+    """The fastest of ten where one took long: other programs run here too."""
     best = math.inf
-    for _ in range(3):
+    for tries in range(1, 11):
         answer = asyncio.run(load.call(url, path, body.encode() if isinstance(body, str) else body))
         best = min(best, answer.seconds)
         if best < seconds:
             break
-    return answer, best
+    return answer, best, tries
 
 
 def test_every_number_has_its_limits(server):
@@ -86,7 +86,7 @@ def test_every_number_has_its_limits(server):
         for text, fits in numeric_cases(field, schema):
             body = json.dumps(PLAIN[path] | NEEDS.get(field, {}) | {field: "VALUE"})
             before = engine()
-            answer, seconds = ask(server.url, path, body.replace('"VALUE"', text))
+            answer, seconds, _ = ask(server.url, path, body.replace('"VALUE"', text))
             tried += 1
             where = (path, field, text, answer.status, answer.body)
             if fits:
@@ -122,25 +122,38 @@ def hostile_bodies(size):
         "a long role": '{"messages":[{"role":"' + "a" * (size - 40) + '"}]}',
         "a large schema": chat + '"response_format":{"type":"json_schema","json_schema":{"name":"a",'
                           '"schema":{"enum":[' + ",".join(["1"] * (size // 2 - 100)) + "]}}}}",
+        "a long message": '{"messages":[{"role":"user","content":"' + "a " * (size // 2 - 30) + '"}]}',
         "cut off": '{"prompt":"' + "a" * (size - 20),
         "no JSON": "\x7f" * (size - 10),
     }
 
 
+@pytest.fixture
+def fresh(tiny_dir):  # has no memory left over from other bodies
+    server = Server(tiny_dir, context=128)
+    yield server
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize("name", hostile_bodies(1000))
-def test_a_hostile_body_costs_little(server, name):
+def test_a_hostile_body_costs_little(fresh, name):
+    server = fresh
     body = hostile_bodies(1_990_000)[name]
     path = "/v1/chat/completions" if '"messages"' in body[:30] else "/v1/completions"
     ask(server.url, path, hostile_bodies(1000)[name])
     submitted = asyncio.run(load.metrics(server.url))["requests_submitted_total"]
     resident = server.resident_mib()
     server.forget_peak()
-    answer, seconds = ask(server.url, path, body, seconds=1)
+    before = server.cpu_ms()
+    answer, seconds, tries = ask(server.url, path, body)
+    cpu = (server.cpu_ms() - before) / tries
     grown = server.resident_mib("VmHWM") - resident
     measured(f"hostile_body: {name}", {
         "bytes": len(body), "status": answer.status, "ms": round(1000 * seconds),
+        "cpu_ms": round(cpu, 1),
         "grown_mib": round(grown, 1), "times_the_body": round(grown * 2**20 / len(body), 1)})
     assert 400 <= answer.status < 500, answer.body[:300]
+    assert seconds < SECONDS
     assert asyncio.run(load.metrics(server.url))["requests_submitted_total"] == submitted
     assert grown * 2**20 < TIMES_BODY * len(body)
 

@@ -115,8 +115,8 @@ Result<Value> Runtime::FromJson(const Json& json, const std::string& where, int 
       return Value::Bool(json.get<bool>(), false);
     case Json::value_t::number_unsigned:
       if (json.get<uint64_t>() > std::numeric_limits<int64_t>::max()) {
-        return Status::Unsupported(
-            fmt::format("{}: the number {} does not fit 64 bits with a sign", where, json.dump()));
+        return Status::Unsupported(fmt::format("{}: the number {} does not fit 64 bits with a sign",
+                                               where, JsonText(json)));
       }
       [[fallthrough]];
     case Json::value_t::number_integer:

@@ -76,29 +76,29 @@ HWY_INLINE void AddRows(int64_t num_k, int64_t step, const float* HWY_RESTRICT& 
                         const T** at, VF (&sum)[MR][NP * kVecs]) {
   constexpr int kWide = NP * kVecs;
   const F32 d;
-#pragma GCC unroll 4
+  MM01_UNROLL(4)
   for (int64_t k = 0; k < num_k; ++k) {
     VF column[kWide];
-#pragma GCC unroll 16
+    MM01_UNROLL(16)
     for (int j = 0; j < kWide; ++j) {
       column[j] = LoadAsF32(at[j / kVecs] + k * step + j % kVecs * kLanes);
     }
-#pragma GCC unroll 16
+    MM01_UNROLL(16)
     for (int i = 0; i < MR; ++i) {
       const VF x = hn::Set(d, a[(MR == 1 ? k : k * kSubRows) + i / kSubRows * sub + i % kSubRows]);
-#pragma GCC unroll 16
+      MM01_UNROLL(16)
       for (int j = 0; j < kWide; ++j) sum[i][j] = hn::MulAdd(x, column[j], sum[i][j]);
     }
   }
   a += num_k * (MR == 1 ? 1 : kSubRows);
-#pragma GCC unroll 16
+  MM01_UNROLL(16)
   for (int p = 0; p < NP; ++p) at[p] += num_k * step;
 }
 
 // Too many streams at a time for the processor's own prefetching.
 template <int NP, typename T>
 HWY_INLINE void PrefetchPanels(const T* const* at, int64_t ahead) {
-#pragma GCC unroll 16
+  MM01_UNROLL(16)
   for (int p = 0; p < NP; ++p) hwy::Prefetch(reinterpret_cast<const std::byte*>(at[p]) + ahead);
 }
 
@@ -113,7 +113,7 @@ HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, co
   constexpr int64_t kLine = 64 / (kPanel * static_cast<int64_t>(sizeof(T)));
   const F32 d;
   const T* at[NP];
-#pragma GCC unroll 16
+  MM01_UNROLL(16)
   for (int p = 0; p < NP; ++p) at[p] = b.data + p * b.panel;
   const bf16* scales = b.scales;
   const int64_t last = num_k - b.ahead * kLine / 64;  // what is read ahead from here is the next
@@ -121,9 +121,9 @@ HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, co
   for (int64_t k = 0; k < num_k;) {
     const int64_t end = kManyChains && num_k - k > b.chain ? k + b.chain : num_k;
     VF sum[MR][kWide];
-#pragma GCC unroll 16
+    MM01_UNROLL(16)
     for (int i = 0; i < MR; ++i) {
-#pragma GCC unroll 16
+      MM01_UNROLL(16)
       for (int j = 0; j < kWide; ++j) sum[i][j] = hn::Zero(d);
     }
     if constexpr (NP == kStreamPanels) {
@@ -141,7 +141,7 @@ HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, co
     }
     for (; k < end; ++k) AddRows<MR, NP>(1, b.step, a, sub, at, sum);
 
-#pragma GCC unroll 16
+    MM01_UNROLL(16)
     for (int j = 0; j < kWide; ++j) {
       VF scale = hn::Zero(d);
       if (scales) {
@@ -149,7 +149,7 @@ HWY_INLINE void Tile(int64_t num_k, const float* HWY_RESTRICT a, int64_t sub, co
         scale = LoadAsF32(from + j % kVecs * kLanes);
         if (NP == kStreamPanels) hwy::Prefetch(from + NP * b.scale_panel);
       }
-#pragma GCC unroll 16
+      MM01_UNROLL(16)
       for (int i = 0; i < MR; ++i) {
         float* out = c + i * ldc + j * kLanes;
         if (scales) {

@@ -275,7 +275,7 @@ std::vector<int32_t> ReadIds(ConfigFields& f, const std::string& name) {
   return ids;
 }
 
-struct Range {
+struct NumberRange {
   const char* name;
   int64_t value, min, max;
 };
@@ -291,7 +291,7 @@ Status CheckNumber(const std::string& name, double value, double max) {
 }
 
 Status CheckSizes(const TextConfig& c) {
-  const Range ranges[] = {
+  const NumberRange ranges[] = {
       {"num_hidden_layers", c.num_layers(), 1, kMaxLayers},
       {"vocab_size", c.vocab_size, 1, kMaxSize},
       {"hidden_size", c.hidden_size, 1, kMaxSize},
@@ -306,7 +306,7 @@ Status CheckSizes(const TextConfig& c) {
       {"num_experts_per_tok", c.num_experts_per_token, c.num_experts > 0 ? 1 : 0, c.num_experts},
       {"max_position_embeddings", c.max_positions, 0, kMaxPositions},
   };
-  for (const Range& r : ranges) {
+  for (const NumberRange& r : ranges) {
     if (r.value < r.min || r.value > r.max) {
       return Status::Invalid(
           fmt::format("{} is {}, wanted {} to {}", r.name, r.value, r.min, r.max));

@@ -335,7 +335,7 @@ Result<ConvertReport> ConvertCheckpoint(Queue& queue, const std::string& model_d
   if (shards.size() > 1) {
     const Json index = {{"metadata", {{"total_size", report.bytes}}}, {"weight_map", Json(places)}};
     MM01_RETURN_IF_ERROR(
-        WriteFileAtomically(folder.Add("model.safetensors.index.json"), index.dump(1) + "\n"));
+        WriteFileAtomically(folder.Add("model.safetensors.index.json"), JsonText(index, 1) + "\n"));
   }
   folder.Keep();
   return report;

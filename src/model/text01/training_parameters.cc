@@ -80,9 +80,9 @@ Tensor At(const Buffer& memory, DType type, int64_t floats, const WantedTensor& 
 }
 
 // The structure of the model, filled from tensors by name.
-class Builder {
+class ParametersBuilder {
  public:
-  Builder(const TextConfig& config, TrainParameters& p, std::vector<TrainTensor> tensors)
+  ParametersBuilder(const TextConfig& config, TrainParameters& p, std::vector<TrainTensor> tensors)
       : c_(config), p_(p) {
     for (size_t i = 0; i < tensors.size(); ++i) by_name_[p.all[i].name] = tensors[i];
   }
@@ -216,7 +216,7 @@ TrainParameters::TrainParameters(Queue& queue, const TextConfig& config, DType p
     all.push_back({w.name, value, gradient});
     tensors.push_back({value, gradient, copied ? At(copies, products, at, w) : value});
   }
-  Builder(config, *this, tensors).Build();
+  ParametersBuilder(config, *this, tensors).Build();
   PlaceSlopes(queue, config, *this);
 }
 

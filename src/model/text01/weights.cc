@@ -234,9 +234,9 @@ class RandomSource : public Source {
 };
 
 // Walks the model in the order of the forward pass.
-class Builder {
+class WeightsBuilder {
  public:
-  Builder(Queue& queue, Source& source, TextWeights& weights)
+  WeightsBuilder(Queue& queue, Source& source, TextWeights& weights)
       : queue_(queue), source_(source), w_(weights), c_(weights.config) {}
 
   Status Build() {
@@ -437,7 +437,7 @@ Result<TextWeights> LoadWeights(Queue& queue, const Checkpoint& checkpoint,
   MM01_ASSIGN_OR_RETURN(const TensorMap map, LocateTensors(config, stored, checkpoint.path()));
   TextWeights weights{.config = config, .type = type, .shard = shard};
   CheckpointSource source(queue, checkpoint, map, progress);
-  MM01_RETURN_IF_ERROR(Builder(queue, source, weights).Build());
+  MM01_RETURN_IF_ERROR(WeightsBuilder(queue, source, weights).Build());
   MM01_RETURN_IF_ERROR(checkpoint.CheckUnchanged());
   return weights;
 }
@@ -452,7 +452,7 @@ Weight RandomMatrix(Queue& queue, WeightType type, int64_t n, int64_t k, uint64_
 TextWeights RandomWeights(Queue& queue, const TextConfig& config, WeightType type, uint64_t seed) {
   TextWeights weights{.config = config, .type = type, .shard = Shard::Whole(config)};
   RandomSource source(queue, seed);
-  const Status status = Builder(queue, source, weights).Build();
+  const Status status = WeightsBuilder(queue, source, weights).Build();
   Check(status.ok(), status.message());
   return weights;
 }

@@ -18,7 +18,7 @@ namespace fs = std::filesystem;
 
 constexpr char kMagic[9] = "MM01TOKS";
 constexpr uint32_t kVersion = 1;
-constexpr int64_t kMaxManifestBytes = 64 << 20;
+constexpr int64_t kMaxShardManifestBytes = 64 << 20;
 
 struct Header {
   char magic[8];
@@ -139,7 +139,7 @@ int64_t TokenShard::Find(int64_t token) const {
 
 Result<DataSet> DataSet::Open(const std::string& folder) {
   const std::string path = folder + "/data.json";
-  MM01_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
+  MM01_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxShardManifestBytes));
   MM01_ASSIGN_OR_RETURN(const Json json, ParseJson(text, path));
   const auto wrong = [&](const char* what) { return Damaged(path, what); };
   if (!json.is_object() || json.value("format", "") != "mm01-data") {
@@ -310,8 +310,7 @@ Result<DataSetInfo> DataSetWriter::Finish() {
                      {"source", info_.source},         {"tokenizer", info_.tokenizer_digest},
                      {"vocab_size", info_.vocab_size}, {"documents", info_.num_documents},
                      {"tokens", info_.num_tokens},     {"shards", shards_}};
-  MM01_RETURN_IF_ERROR(WriteFileAtomically(
-      folder_ + "/data.json", json.dump(1, ' ', false, Json::error_handler_t::replace) + "\n"));
+  MM01_RETURN_IF_ERROR(WriteFileAtomically(folder_ + "/data.json", JsonText(json, 1) + "\n"));
   return info_;
 }
 
