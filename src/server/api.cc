@@ -153,7 +153,7 @@ Api::Api(ApiOptions options) : options_(std::move(options)) {}
 
 void Api::Serve(infer::Service& service, ServedModel model) {
   auto trie = infer::MakeTokenTrie(*model.tokenizer, model.vocab_size);
-  std::string openapi = Dump(OpenApiDocument(model.context_tokens));
+  std::string openapi = JsonText(OpenApiDocument(model.context_tokens));
   auto serving = std::make_shared<const Serving>(
       Serving{service, std::move(model), std::move(trie), std::move(openapi)});
   const std::lock_guard lock(mutex_);
