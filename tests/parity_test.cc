@@ -114,7 +114,8 @@ TEST_F(BrokenModelTest, IsFoundAndItsFirstWrongLayerIsNamed) {
 // Half rotation and DeepNorm, which the library's model has not: tools/nano_reference.py.
 TEST(NanoParityTest, TheModelThatShipsFollowsTheFormulas) {
   const std::string folder = kSource + "/models/nano";
-  const CompareReport report = Compare(folder, folder + "/reference.safetensors", 1e-5);
+  const CompareReport report = Compare(folder, folder + "/reference.safetensors", 1e-5,
+                                       {.weights = WeightType{DType::kF32, 0}, .kv = DType::kF32});
   for (const char* name : {"logsumexp", "nll", "top_values", "top_ids", "greedy_from_200"}) {
     EXPECT_TRUE(Has(report, name)) << name;
   }
