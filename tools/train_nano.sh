@@ -49,7 +49,7 @@ needles() {  # needles NAME LENGTH TRIALS QUESTIONS
 losses() {  # losses NAME
   local file=$out/$1-losses.json
   [[ -z $yardstick || -s $file ]] && return
-  python3 tools/yardstick_losses.py "$yardstick" "$texts/val.txt.xz" "runs/$1/model" >"$file.part"
+  python3 tools/yardstick_losses.py "$yardstick" "$texts/val.txt.xz" "$out/$1" >"$file.part"
   mv "$file.part" "$file"
   step "losses of $1: $(tr -d '\n' <"$file")"
 }
