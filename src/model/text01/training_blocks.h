@@ -42,6 +42,12 @@ inline Tensor Columns(const Tensor& m, int64_t begin, int64_t end) {
   return t;
 }
 
+// Columns of the router's gradients in memory: the library's products want rows of 16 bytes and
+// more.
+inline int64_t RouterWidth(const TextConfig& config) {
+  return (config.num_experts + 7) / 8 * 8;
+}
+
 // The heads of rows [T, H K] side by side: [T, H, K].
 inline Tensor ByHead(const Tensor& rows, int64_t head_dim) {
   Tensor t(rows.dtype, rows.data, {rows.dim(0), rows.dim(1) / head_dim, head_dim});

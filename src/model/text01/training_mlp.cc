@@ -114,8 +114,7 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   if (!routed) return;
 
   CombineRows(p.queue, kept.dispatch, d_in, false, a.d_x);
-  // The library's products want rows of 16 bytes and more.
-  const int64_t experts = p.config.num_experts, padded = (experts + 7) / 8 * 8;
+  const int64_t experts = p.config.num_experts, padded = RouterWidth(p.config);
   const Tensor wide = scratch.GetRows(DType::kF32, p.rows, padded);
   const Tensor d_logits = Columns(wide, 0, experts);
   RouteBackward(p.queue, kept.dispatch, d_weight, d_logits);

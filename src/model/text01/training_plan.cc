@@ -151,9 +151,8 @@ int64_t WorkingBytes(const TextConfig& c, DType type, Device device, int64_t max
       t * (2 * width + 2 * kv_width) +
       std::max((2 * t + 64) * 2 * (width + kv_width) + 2 * t * c.num_heads,
                packed(width + 2 * kv_width, d, t) + packed(t, d, width + 2 * kv_width));
-  const int64_t mlp = rows * (3 * d + 3 * f + 2) + 3 * t * ((c.num_experts + 7) / 8 * 8) +
-                      packed(d, f, rows) + packed(2 * f, d, rows) + 2 * rows * f +
-                      2 * experts * (d + 32) * (f + 32);
+  const int64_t mlp = rows * (3 * d + 3 * f + 2) + 3 * t * RouterWidth(c) + packed(d, f, rows) +
+                      packed(2 * f, d, rows) + 2 * rows * f + 2 * experts * (d + 32) * (f + 32);
   const int64_t loss = t * d + (gpu ? 3 : 1) * chunk * c.vocab_size +
                        std::max({packed(chunk, c.vocab_size, d), packed(chunk, d, c.vocab_size),
                                  packed(c.vocab_size, d, chunk)});
