@@ -205,6 +205,7 @@ TEST_F(SnapshotFilesTest, PagesOfMoreThanOneReadAreWhole) {
   };
   const auto written = make(0, 1);
   files_->Write(written, KeysOf(1, 5));
+  files_->Flush();  // a read would go first
   for (const int64_t begin : {0, 2, 3}) {
     const auto read = make(begin, 0);
     files_->Read(read);

@@ -1,4 +1,5 @@
 """The page in headless Chromium. With MM01_SCREENSHOTS the pictures go to docs/screenshots."""
+import json
 import os
 import shutil
 import time
@@ -106,10 +107,19 @@ def test_regenerate_and_edit_branch(browser):
 
 def test_stop(browser):
     settle(browser, max_tokens=4000)
+    # Left to itself the small model may have ended before the button is found.
+    browser.execute_script("""
+      const plain = window.fetch, eos = String(arguments[0]);
+      window.fetch = (url, how) => {
+        if (how?.body) how.body = JSON.stringify({...JSON.parse(how.body), logit_bias: {[eos]: -100}});
+        return plain(url, how);
+      };""", json.loads((ROOT / "models/nano/config.json").read_text())["eos_token_id"])
     ask(browser, "Once upon a time", wait_for_answer=False)
     wait(browser, lambda b: not is_idle(b))
     find(browser, "#stop").click()
     wait(browser, is_idle, 5)
+    browser.refresh()
+    wait(browser, lambda b: find(b, "#model-name").text == "nano")
     settle(browser, max_tokens=60)
 
 
