@@ -1,5 +1,7 @@
 #include "base/thread_pool.h"
 
+#include <limits>
+
 #include "base/check.h"
 
 #if defined(__x86_64__)
@@ -12,6 +14,12 @@ namespace {
 // About 20 us on current machines: longer than the gap between two ops of a forward pass, far
 // shorter than a person notices a busy core.
 constexpr int kSpins = 2000;
+
+constexpr int64_t kMostItems = std::numeric_limits<uint32_t>::max();
+
+constexpr uint64_t Left(uint32_t round, uint32_t items) {
+  return static_cast<uint64_t>(round) << 32 | items;
+}
 
 inline void Pause() {
 #if defined(__x86_64__)
@@ -35,36 +43,44 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::Run(int64_t num_items, Call call, void* fn) {
+  Check(num_items <= kMostItems, "a loop of a pool has too many items");
   call_ = call;
   fn_ = fn;
-  num_items_ = num_items;
-  next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  round_.fetch_add(1, std::memory_order_release);
+  num_items_ = static_cast<uint32_t>(num_items);
+  done_.store(0, std::memory_order_relaxed);
+  const uint32_t round = round_.load(std::memory_order_relaxed) + 1;
+  left_.store(Left(round, num_items_), std::memory_order_release);
+  round_.store(round, std::memory_order_release);
   round_.notify_all();
-  Work(0);
+  Work(round, 0);
   for (int spins = 0;; ++spins) {
-    const int busy = busy_.load(std::memory_order_acquire);
-    if (busy == 0) break;
+    const uint32_t done = done_.load(std::memory_order_acquire);
+    if (done == num_items_) break;
     if (spins < kSpins) {
       Pause();
     } else {
-      busy_.wait(busy, std::memory_order_acquire);
+      done_.wait(done, std::memory_order_acquire);
     }
   }
   if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
-void ThreadPool::Work(int thread) {
+void ThreadPool::Work(uint32_t round, int thread) {
   for (;;) {
-    const int64_t item = next_.fetch_add(1, std::memory_order_relaxed);
-    if (item >= num_items_) return;
+    uint64_t left = left_.load(std::memory_order_acquire);
+    do {
+      if (left >> 32 != round || static_cast<uint32_t>(left) == 0) return;
+    } while (!left_.compare_exchange_weak(left, left - 1, std::memory_order_acq_rel,
+                                          std::memory_order_acquire));
+    // The loop cannot end, nor its fields change, before this item is done.
+    const uint32_t num_items = num_items_;
     try {
-      call_(fn_, item, thread);
+      call_(fn_, num_items - static_cast<uint32_t>(left), thread);
     } catch (...) {
       std::lock_guard lock(error_mutex_);
       if (!error_) error_ = std::current_exception();
     }
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == num_items) done_.notify_all();
   }
 }
 
@@ -80,8 +96,7 @@ void ThreadPool::WorkerLoop(int thread) {
     }
     seen = round_.load(std::memory_order_acquire);
     if (stop_.load()) return;
-    Work(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
+    Work(seen, thread);
   }
 }
 

@@ -2,7 +2,8 @@
 //
 // ParallelFor hands out items one by one, so which thread runs an item is not fixed. Results stay
 // the same for any number of threads as long as an item's output depends on the item alone, and
-// every kernel here is written so.
+// every kernel here is written so. A loop waits for its items and not for its threads: one that
+// other programs keep from its core, and that has taken no item, holds nobody up.
 #pragma once
 
 #include <atomic>
@@ -46,16 +47,18 @@ class ThreadPool {
   using Call = void (*)(void* fn, int64_t item, int thread);
 
   void Run(int64_t num_items, Call call, void* fn);
-  void Work(int thread);
+  void Work(uint32_t round, int thread);
   void WorkerLoop(int thread);
 
   std::vector<std::thread> workers_;
   Call call_ = nullptr;
   void* fn_ = nullptr;
-  int64_t num_items_ = 0;
-  std::atomic<int64_t> next_{0};
+  uint32_t num_items_ = 0;
+  // The loop's number over how many of its items nobody has taken: a thread that comes late finds
+  // another loop there, and leaves.
+  std::atomic<uint64_t> left_{0};
   std::atomic<uint32_t> round_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<uint32_t> done_{0};  // items
   std::atomic<bool> stop_{false};
   std::mutex error_mutex_;  // guards error_
   std::exception_ptr error_;

@@ -53,6 +53,19 @@ TEST(ThreadPoolTest, WhatOneLoopWritesTheNextOneReads) {
   EXPECT_EQ(x, std::vector<int64_t>(100, 500));
 }
 
+TEST(ThreadPoolTest, ThreadsThatComeLateFindNothingOfAnotherLoop) {
+  // Loops so short that most end before all of their threads have looked.
+  ThreadPool pool(6);
+  for (int64_t round = 0; round < 20000; ++round) {
+    const int64_t num_items = 2 + round % 3;
+    std::vector<int64_t> runs(static_cast<size_t>(num_items), 0);
+    pool.ParallelFor(num_items, [&runs, round](int64_t item, int) {
+      runs[static_cast<size_t>(item)] += round + 1;
+    });
+    ASSERT_EQ(runs, std::vector<int64_t>(static_cast<size_t>(num_items), round + 1));
+  }
+}
+
 TEST(ThreadPoolTest, APoolOfOneRunsInOrderInTheCallersThread) {
   ThreadPool pool(1);
   std::vector<int64_t> order;
