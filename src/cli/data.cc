@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "base/thread_pool.h"
 #include "cli/commands.h"
 #include "cli/data_preview.h"

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "cli/prompt.h"

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/progress.h"
 #include "infer/machine.h"
 #include "io/checkpoint.h"

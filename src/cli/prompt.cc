@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/json.h"
 #include "io/file.h"
 
 namespace mm01::cli {

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "infer/saved_state.h"

@@ -18,6 +18,7 @@
 #include "infer/machine.h"
 #include "io/file.h"
 #include "planner/flops.h"
+#include "train/checkpoint.h"
 #include "train/loop.h"
 
 namespace mm01::cli {

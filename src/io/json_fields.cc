@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "base/json.h"
+
 namespace mm01 {
 
 const Json* FindField(const Json& object, const char* key) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "base/json.h"
 #include "io/checked.h"
 #include "io/json_fields.h"
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "base/json.h"
 #include "server/answer.h"
 #include "server/body_counts.h"
 #include "server/chat_prompt.h"

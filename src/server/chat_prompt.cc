@@ -6,6 +6,7 @@
 #include <map>
 #include <random>
 
+#include "base/json.h"
 #include "io/encode_pieces.h"
 #include "server/fields.h"
 #include "server/tool_calls.h"

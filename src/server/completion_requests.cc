@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <ctime>
 
+#include "base/json.h"
 #include "base/priority.h"
 #include "infer/json_filter.h"
 #include "server/chat_prompt.h"

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "base/json.h"
+
 namespace mm01::server {
 
 std::string TypeName(const Json& value) {

@@ -5,6 +5,8 @@
 #include <charconv>
 #include <random>
 
+#include "base/json.h"
+
 namespace mm01::server {
 namespace {
 

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/json.h"
 #include "io/file.h"
 #include "io/safetensors.h"
 #include "train/optimizer.h"

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "io/file.h"
 
 namespace mm01::train {

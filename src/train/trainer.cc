@@ -7,6 +7,8 @@
 #include <optional>
 #include <utility>
 
+#include "base/json.h"
+#include "train/checkpoint.h"
 #include "train/export.h"
 
 namespace mm01::train {

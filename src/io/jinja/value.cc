@@ -4,6 +4,8 @@
 
 #include <limits>
 
+#include "base/json.h"
+
 namespace mm01::jinja {
 
 Value Value::Bool(bool b, bool trusted) {

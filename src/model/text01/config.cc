@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/json.h"
 #include "io/file.h"
 #include "model/text01/config_fields.h"
 

@@ -4,6 +4,8 @@
 
 #include <limits>
 
+#include "base/json.h"
+
 namespace mm01 {
 
 std::string QuoteJson(const Json& value) {

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "base/json.h"
 #include "io/json_fields.h"
 #include "train/digest.h"
 
