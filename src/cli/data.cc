@@ -1,5 +1,5 @@
 // mm01 data: text to token shards, and a look at them.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <memory>

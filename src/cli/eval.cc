@@ -1,5 +1,5 @@
 // mm01 eval: what a model can do.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <memory>

@@ -1,5 +1,5 @@
 // mm01 generate: reads a prompt and writes what comes next.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <memory>

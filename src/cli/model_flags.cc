@@ -1,6 +1,6 @@
 #include "cli/model_flags.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <utility>
 #include <vector>

@@ -1,7 +1,7 @@
 // mm01 perplexity: how well a model predicts a text.
 #include "eval/perplexity.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // mm01 state: what a saved state holds.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <memory>
 

@@ -1,5 +1,5 @@
 // mm01 train: makes a model after a recipe.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <chrono>
 #include <cmath>

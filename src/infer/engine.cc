@@ -1,6 +1,6 @@
 #include "infer/engine.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <xxhash.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // Schemas to grammars.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <array>

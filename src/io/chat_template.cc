@@ -1,6 +1,6 @@
 #include "io/chat_template.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "base/json.h"
 #include "io/file.h"

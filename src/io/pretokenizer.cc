@@ -1,6 +1,6 @@
 #include "io/pretokenizer.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "base/json.h"
 #include "io/checked.h"

@@ -1,6 +1,6 @@
 #include "server/chat_prompt.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <map>

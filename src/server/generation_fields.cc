@@ -1,6 +1,6 @@
 #include "server/generation_fields.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <charconv>
 #include <random>

@@ -1,6 +1,6 @@
 #include "testing/tiny_training.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <fstream>

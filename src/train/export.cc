@@ -1,6 +1,6 @@
 #include "train/export.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <filesystem>
 #include <utility>

@@ -1,6 +1,6 @@
 #include "io/jinja/value.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <limits>
 

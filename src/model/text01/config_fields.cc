@@ -1,6 +1,6 @@
 #include "model/text01/config_fields.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <limits>
 
