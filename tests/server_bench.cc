@@ -16,6 +16,7 @@
 #include <set>
 
 #include "base/check.h"
+#include "base/json.h"
 #include "infer/json_filter.h"
 #include "io/byte_level.h"
 #include "server/api.h"

@@ -7,12 +7,10 @@
 #include <string>
 #include <string_view>
 
+#include "base/json_fwd.h"
 #include "base/status.h"
 
 namespace mm01 {
-
-// Keeps the order of keys: templates print objects as they were written.
-using Json = nlohmann::ordered_json;
 
 struct JsonLimits {
   size_t max_bytes = 128u << 20;

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "cli/model_flags.h"

@@ -1,5 +1,5 @@
 // mm01 chat: a conversation in the terminal.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <memory>
 #include <optional>

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "eval/compare_gradients.h"

@@ -1,5 +1,5 @@
 // mm01 data: text to token shards, and a look at them.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <memory>
@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "base/thread_pool.h"
 #include "cli/commands.h"
 #include "cli/data_preview.h"

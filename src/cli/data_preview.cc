@@ -1,6 +1,6 @@
 #include "cli/data_preview.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <utility>

@@ -1,10 +1,11 @@
 // mm01 eval: what a model can do.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <memory>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "cli/progress.h"

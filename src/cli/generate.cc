@@ -1,11 +1,12 @@
 // mm01 generate: reads a prompt and writes what comes next.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <memory>
 #include <optional>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "cli/prompt.h"

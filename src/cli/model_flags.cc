@@ -1,11 +1,12 @@
 #include "cli/model_flags.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <utility>
 #include <vector>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/progress.h"
 #include "infer/machine.h"
 #include "io/checkpoint.h"

@@ -1,13 +1,14 @@
 // mm01 perplexity: how well a model predicts a text.
 #include "eval/perplexity.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/model_flags.h"
 #include "cli/progress.h"

@@ -1,6 +1,6 @@
 #include "cli/prompt.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <unistd.h>
 
 #include <array>
@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "base/json.h"
 #include "io/file.h"
 
 namespace mm01::cli {

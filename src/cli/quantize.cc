@@ -1,7 +1,7 @@
 // mm01 quantize: writes a checkpoint in another type.
 #include "model/text01/quantize.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <memory>
 

@@ -1,7 +1,7 @@
 // mm01 report: a training run on one page.
 #include "train/report.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <memory>
 

@@ -1,6 +1,6 @@
 // mm01 serve: the model for many users at once, over HTTP.
 #include <fcntl.h>
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <malloc.h>
 #include <poll.h>
 #include <sys/resource.h>

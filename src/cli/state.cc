@@ -1,9 +1,10 @@
 // mm01 state: what a saved state holds.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <memory>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "cli/commands.h"
 #include "cli/console.h"
 #include "infer/saved_state.h"

@@ -1,5 +1,5 @@
 // mm01 train: makes a model after a recipe.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <chrono>
 #include <cmath>
@@ -18,6 +18,7 @@
 #include "infer/machine.h"
 #include "io/file.h"
 #include "planner/flops.h"
+#include "train/checkpoint.h"
 #include "train/loop.h"
 
 namespace mm01::cli {

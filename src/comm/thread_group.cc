@@ -8,7 +8,7 @@
 // everyone who was at the first meeting is on the way to it.
 #include "comm/thread_group.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <array>

@@ -1,6 +1,6 @@
 #include "eval/bench_cpu.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cstring>

@@ -1,6 +1,6 @@
 #include "eval/compare_gradients.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <filesystem>

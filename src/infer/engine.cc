@@ -1,12 +1,14 @@
 #include "infer/engine.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <utility>
 #include <vector>
+
+#include "base/json.h"
 
 namespace mm01::infer {
 namespace {

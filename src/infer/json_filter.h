@@ -25,7 +25,7 @@
 #include <string_view>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "base/status.h"
 #include "infer/service.h"
 #include "io/tokenizer.h"

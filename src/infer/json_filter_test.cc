@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <random>
 
+#include "base/json.h"
 #include "base/sanitized.h"
 #include "io/tokenizer.h"
 

@@ -1,5 +1,5 @@
 // Schemas to grammars.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <array>
@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "base/json.h"
 #include "infer/grammar.h"
 #include "infer/json_filter.h"
 #include "infer/json_rules.h"

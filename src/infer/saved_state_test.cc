@@ -1,6 +1,6 @@
 #include "infer/saved_state.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 #include <xxhash.h>
 

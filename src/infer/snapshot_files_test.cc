@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "base/rng.h"
 #include "testing/tiny_model.h"
 
 namespace mm01::infer {

@@ -1,7 +1,8 @@
 #include "io/chat_template.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
+#include "base/json.h"
 #include "io/file.h"
 #include "io/jinja/evaluator.h"
 #include "io/jinja/parser.h"
@@ -177,6 +178,11 @@ Result<std::vector<RenderedPiece>> ChatTemplate::Render(const Json& messages, co
   MM01_RETURN_IF_ERROR(evaluator.Run(program_->body, names, out));
   MM01_ASSIGN_OR_RETURN(const jinja::Value text, rt.Built(std::move(out)));
   return Pieces(*text.text);
+}
+
+Result<std::vector<RenderedPiece>> ChatTemplate::Render(const Json& messages, const Json& tools,
+                                                        bool add_generation_prompt) const {
+  return Render(messages, tools, add_generation_prompt, nullptr);
 }
 
 Result<std::optional<ChatTemplate>> LoadChatTemplate(const std::string& model_dir) {

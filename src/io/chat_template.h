@@ -28,7 +28,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "base/status.h"
 
 namespace mm01 {
@@ -65,8 +65,9 @@ class ChatTemplate {
   // several threads. Errors: Invalid, also where the template itself raises an exception;
   // Unsupported; TooLarge over the limits.
   Result<std::vector<RenderedPiece>> Render(const Json& messages, const Json& tools,
-                                            bool add_generation_prompt,
-                                            const Json& extra = {}) const;
+                                            bool add_generation_prompt, const Json& extra) const;
+  Result<std::vector<RenderedPiece>> Render(const Json& messages, const Json& tools,
+                                            bool add_generation_prompt) const;  // `extra` null
 
  private:
   explicit ChatTemplate(std::unique_ptr<jinja::Program> program);

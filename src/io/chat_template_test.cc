@@ -7,6 +7,7 @@
 #include <fstream>
 #include <string>
 
+#include "base/json.h"
 #include "base/rng.h"
 
 namespace mm01 {

@@ -1,7 +1,7 @@
 // What an untrusted file hands us: numbers that may overflow, names that may hold anything.
 #pragma once
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cstddef>
 #include <cstdint>

@@ -1,6 +1,8 @@
 #include "io/json_fields.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
+
+#include "base/json.h"
 
 namespace mm01 {
 

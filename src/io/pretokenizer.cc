@@ -1,7 +1,8 @@
 #include "io/pretokenizer.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
+#include "base/json.h"
 #include "io/checked.h"
 #include "io/json_fields.h"
 

@@ -1,6 +1,6 @@
 #include "io/split_regex.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cstdint>

@@ -1,5 +1,5 @@
 // tokenizer.json, checked field by field, into a Tokenizer.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <filesystem>

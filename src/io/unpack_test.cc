@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "testing/tiny_model.h"
+#include "testing/temp_folder.h"
 
 namespace mm01 {
 namespace {

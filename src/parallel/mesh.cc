@@ -1,6 +1,6 @@
 #include "parallel/mesh.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

@@ -1,10 +1,11 @@
 #include "server/api.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cctype>
 
+#include "base/json.h"
 #include "server/answer.h"
 #include "server/body_counts.h"
 #include "server/chat_prompt.h"

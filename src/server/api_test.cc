@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "base/json.h"
 #include "server/sse.h"
 #include "testing/fake_service.h"
 #include "testing/http_client.h"

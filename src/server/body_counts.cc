@@ -1,6 +1,6 @@
 #include "server/body_counts.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 namespace mm01::server {
 namespace {

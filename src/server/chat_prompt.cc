@@ -1,11 +1,12 @@
 #include "server/chat_prompt.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <map>
 #include <random>
 
+#include "base/json.h"
 #include "io/encode_pieces.h"
 #include "server/fields.h"
 #include "server/tool_calls.h"

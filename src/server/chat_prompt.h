@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "server/api_error.h"
 #include "server/served_model.h"
 

@@ -1,6 +1,6 @@
 #include "server/choice.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <random>

@@ -1,10 +1,11 @@
 #include "server/completion_requests.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <ctime>
 
+#include "base/json.h"
 #include "base/priority.h"
 #include "infer/json_filter.h"
 #include "server/chat_prompt.h"

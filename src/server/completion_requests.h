@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "server/answer.h"
 #include "server/api.h"
 #include "server/api_error.h"

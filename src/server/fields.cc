@@ -1,9 +1,11 @@
 #include "server/fields.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <cmath>
 #include <limits>
+
+#include "base/json.h"
 
 namespace mm01::server {
 

@@ -1,9 +1,11 @@
 #include "server/generation_fields.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <charconv>
 #include <random>
+
+#include "base/json.h"
 
 namespace mm01::server {
 namespace {

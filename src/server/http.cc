@@ -1,6 +1,6 @@
 #include "server/http.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <atomic>
 #include <boost/asio/io_context.hpp>

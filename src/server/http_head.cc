@@ -1,6 +1,6 @@
 #include "server/http_head.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

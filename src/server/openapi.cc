@@ -1,5 +1,6 @@
 #include "server/openapi.h"
 
+#include "base/json.h"
 #include "server/completion_requests.h"
 #include "server/generation_fields.h"
 

@@ -1,6 +1,6 @@
 #include "server/tool_calls.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 namespace mm01::server {
 namespace {

@@ -13,7 +13,7 @@
 #include "base/rng.h"
 #include "comm/thread_group.h"
 #include "io/file.h"
-#include "testing/tiny_model.h"
+#include "testing/temp_folder.h"
 
 namespace mm01::train {
 namespace {

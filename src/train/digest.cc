@@ -1,6 +1,6 @@
 #include "train/digest.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 #include <xxhash.h>
 
 namespace mm01::train {

@@ -1,11 +1,12 @@
 #include "train/export.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <filesystem>
 #include <utility>
 #include <vector>
 
+#include "base/json.h"
 #include "io/file.h"
 #include "io/safetensors.h"
 #include "train/optimizer.h"

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 #include <set>
 #include <string>
@@ -15,6 +16,7 @@
 #include "testing/bigram_trainer.h"
 #include "testing/tiny_training.h"
 #include "train/chart.h"
+#include "train/checkpoint.h"
 #include "train/report.h"
 
 namespace mm01::train {

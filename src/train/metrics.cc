@@ -1,12 +1,13 @@
 #include "train/metrics.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
 
 #include "base/format.h"
+#include "base/json.h"
 #include "io/file.h"
 
 namespace mm01::train {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "io/file.h"
-#include "testing/tiny_model.h"
+#include "testing/temp_folder.h"
 
 namespace mm01::train {
 namespace {

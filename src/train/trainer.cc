@@ -1,12 +1,14 @@
 #include "train/trainer.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <chrono>
 #include <optional>
 #include <utility>
 
+#include "base/json.h"
+#include "train/checkpoint.h"
 #include "train/export.h"
 
 namespace mm01::train {

@@ -12,16 +12,16 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "base/json.h"
+#include "base/json_fwd.h"
 #include "base/status.h"
 #include "comm/group.h"
 #include "device/queue.h"
 #include "model/text01/trainer_model.h"
-#include "train/checkpoint.h"
 #include "train/data/mixer.h"
 #include "train/data/step_data.h"
 #include "train/guard.h"

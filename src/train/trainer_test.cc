@@ -11,6 +11,7 @@
 #include "comm/thread_group.h"
 #include "testing/bigram_trainer.h"
 #include "testing/tiny_training.h"
+#include "train/checkpoint.h"
 
 namespace mm01::train {
 namespace {

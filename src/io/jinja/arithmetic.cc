@@ -1,5 +1,5 @@
 // Numbers as Python computes them, with int64_t for int; and +, * on strings and lists.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

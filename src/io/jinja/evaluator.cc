@@ -1,6 +1,6 @@
 #include "io/jinja/evaluator.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "io/jinja/filters.h"
 #include "io/jinja/format.h"

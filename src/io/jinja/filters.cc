@@ -1,6 +1,6 @@
 #include "io/jinja/filters.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

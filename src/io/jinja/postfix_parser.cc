@@ -1,5 +1,5 @@
 // What follows an operand: .name [item] (arguments) | filter, is test.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include "io/jinja/expression_parser.h"
 #include "io/jinja/filters.h"

@@ -1,5 +1,5 @@
 // The tests of Jinja2 that are supported.
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <map>

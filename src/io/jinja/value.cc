@@ -1,8 +1,10 @@
 #include "io/jinja/value.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <limits>
+
+#include "base/json.h"
 
 namespace mm01::jinja {
 

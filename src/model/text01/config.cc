@@ -1,6 +1,6 @@
 #include "model/text01/config.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,7 @@
 #include <optional>
 #include <utility>
 
+#include "base/json.h"
 #include "io/file.h"
 #include "model/text01/config_fields.h"
 

@@ -1,8 +1,10 @@
 #include "model/text01/config_fields.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <limits>
+
+#include "base/json.h"
 
 namespace mm01 {
 

@@ -1,6 +1,6 @@
 #include "model/text01/quantize.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <atomic>

@@ -1,6 +1,6 @@
 #include "model/text01/state.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 #include "model/text01/trainer_model.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <cmath>

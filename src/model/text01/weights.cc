@@ -1,6 +1,6 @@
 #include "model/text01/weights.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <atomic>

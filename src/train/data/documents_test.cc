@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "testing/tiny_model.h"
+#include "testing/temp_folder.h"
 
 namespace mm01::train {
 namespace {

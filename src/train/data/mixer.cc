@@ -1,6 +1,6 @@
 #include "train/data/mixer.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <filesystem>

@@ -1,6 +1,6 @@
 #include "train/data/shard.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <array>
@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "base/json.h"
 #include "io/json_fields.h"
 #include "train/digest.h"
 

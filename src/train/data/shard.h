@@ -24,7 +24,6 @@
 #include <string>
 #include <vector>
 
-#include "base/json.h"
 #include "base/status.h"
 #include "io/file.h"
 
@@ -123,7 +122,7 @@ class DataSetWriter {
   int64_t shard_tokens_;
   TokenSpan tokens_;  // of the shard in the making
   std::vector<int64_t> ends_;
-  Json shards_ = Json::array();
+  std::vector<std::string> shards_;  // names of files
 };
 
 }  // namespace mm01::train

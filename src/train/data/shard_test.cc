@@ -7,7 +7,7 @@
 #include <string>
 
 #include "base/rng.h"
-#include "testing/tiny_model.h"
+#include "testing/temp_folder.h"
 
 namespace mm01::train {
 namespace {

@@ -1,6 +1,6 @@
 #include "train/data/tasks.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <algorithm>
 #include <utility>

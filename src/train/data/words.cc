@@ -1,6 +1,6 @@
 #include "train/data/words.h"
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <numeric>
 #include <set>
