@@ -129,20 +129,21 @@ function(mm01_unity target sources alone)
   endif()
 endfunction()
 
-# With clang, has what most sources include parsed once for all targets of a kind, which share their
-# flags: the first of them precompiles, the others use what it made. g++ 12 warns of copies beyond the
-# end of strings, where there are none, as soon as their headers are precompiled, and ccache does
-# better without.
+# Has what most sources include parsed once for all targets of a kind, which share their flags: the
+# first of them precompiles, the others use what it made. Not for g++ 12 where warnings are errors: it
+# warns of copies beyond the end of strings, where there are none, as soon as their headers are
+# precompiled. Nor with ccache, which does better without.
 function(mm01_precompile target kind)
-  if(CCACHE OR NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+  if(CCACHE OR (MM01_TESTS AND NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang"))
     return()
   endif()
   get_property(first GLOBAL PROPERTY mm01_precompiled_${kind})
   if(first)
     target_precompile_headers(${target} REUSE_FROM ${first})
   else()
-    target_precompile_headers(${target} PRIVATE ${ARGN} <fmt/format.h> <nlohmann/json.hpp> <algorithm>
-                              <functional> <map> <memory> <optional> <string> <vector>)
+    target_precompile_headers(${target} PRIVATE ${ARGN} <fmt/core.h> <nlohmann/json.hpp> <algorithm>
+                              <deque> <filesystem> <functional> <fstream> <map> <memory> <optional>
+                              <sstream> <string> <thread> <unordered_map> <vector>)
     set_property(GLOBAL PROPERTY mm01_precompiled_${kind} ${target})
   endif()
 endfunction()
