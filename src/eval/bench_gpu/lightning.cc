@@ -150,6 +150,7 @@ LightningArgs ArgsOf(const Rows& rows, int64_t first, int64_t n, const Batch& ba
           .position = batch.position.All(),
           .slot = batch.slot.All(),
           .max_rows = max_rows,
+          .settled = true,  // the call ahead has other slots, or has been waited for
           .state = slots.State(),
           .out = rows.Out(first, n)};
 }

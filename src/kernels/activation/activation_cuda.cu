@@ -57,8 +57,8 @@ struct BlendOf {
 
 template <typename T, int kWide, bool kHasY, typename F>
 __global__ void __launch_bounds__(kThreads) Pointwise(const __grid_constant__ Pair<T> p, F f) {
-  AllowNextKernel();
   AwaitEarlierKernels();
+  AllowNextKernel();
   const int64_t row = blockIdx.x;
   const int64_t i = (static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x) * kWide;
   if (i >= p.width) return;

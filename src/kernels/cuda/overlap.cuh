@@ -5,6 +5,9 @@
 // what another kernel may have written and before it writes anything. Ahead of that it may read
 // only what no kernel of the queue writes: weights. Kernels launched the ordinary way may stand
 // before and after.
+//
+// A kernel that allows the next one after its own wait, as products (gemm.h) do, is the only one
+// that may still run when the next begins: what it does not write may then be read at once, too.
 #pragma once
 
 #include <cuda_runtime.h>

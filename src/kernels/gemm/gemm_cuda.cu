@@ -61,8 +61,8 @@ constexpr int kDotTokens = 4;
 
 template <typename X, typename W>
 __global__ void __launch_bounds__(kThreads) Dot(const __grid_constant__ Plain<X, W> p) {
-  AllowNextKernel();
   AwaitEarlierKernels();
+  AllowNextKernel();
   const int lane = threadIdx.x % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kDotTokens;

@@ -295,13 +295,13 @@ __global__ void __launch_bounds__(kThreads, 1) StreamInt8(const __grid_constant_
   static_assert(8 * kColumns * kTileRows <= kThreads);
   extern __shared__ __align__(16) uint8_t memory[];
   auto& shared = *reinterpret_cast<Shared<kGroup, kColumns>*>(memory);
-  AllowNextKernel();
   const int warp = static_cast<int>(threadIdx.x) / 32;
   auto& stages = shared.stage[warp];
   Loader<kGroup> loader(p);
   for (auto& stage : stages) loader.Next(stage);
   AskForTiles(p, kAhead<kColumns>);
   AwaitEarlierKernels();
+  AllowNextKernel();  // which may then read what no kernel but this still writes
 
   int next = 0;
   for (int tile = static_cast<int>(blockIdx.x), turn = 0; tile < p.num_tiles;

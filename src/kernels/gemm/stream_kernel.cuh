@@ -213,6 +213,7 @@ class Block {
   // A warpgroup.
   __device__ void Consume(int consumer) {
     AwaitEarlierKernels();
+    AllowNextKernel();  // which may then read what no kernel but this still writes
     if constexpr (kInt8) {
       LayDownX();
       ProxyFence();
@@ -468,7 +469,6 @@ __global__ void __cluster_dims__(kChains, 1, 1)
     __launch_bounds__(kThreads, SharesMultiprocessor(kGroup, kTokens) ? 2 : 1)
         Stream(const __grid_constant__ StreamParams p) {
   extern __shared__ uint8_t memory[];
-  AllowNextKernel();
   Block<kGroup, kTokens> block(p, memory);
   block.InitBarriers();
   __syncthreads();

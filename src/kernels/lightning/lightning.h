@@ -68,6 +68,10 @@ struct LightningArgs {
   Tensor position;       // [N]        int64: tokens in the slot before this call
   Tensor slot;           // [N]        int32: rows of the state, none twice
   int64_t max_rows = 0;  // on a GPU: the most rows of one sequence; 0 if nobody knows
+  // On a GPU: no kernel that may still run when the one ahead of this call in the queue has passed
+  // its wait (kernels/cuda/overlap.cuh), nor that one itself, writes the slots. A row of each is
+  // then read while that kernel ends. True right behind a Gemm.
+  bool settled = false;
   LightningState state;
   Tensor out;  // [T, H, V]
 };

@@ -52,7 +52,8 @@ LightningParams ParamsOf(const LightningArgs& a) {
           .num_slots = state.s.dim(0),
           .num_seqs = static_cast<int32_t>(num_seqs),
           .heads = static_cast<int32_t>(heads),
-          .dim = static_cast<int32_t>(dim)};
+          .dim = static_cast<int32_t>(dim),
+          .settled = a.settled};
 }
 
 // Do rows of every tensor of the call begin at multiples of `bytes`?

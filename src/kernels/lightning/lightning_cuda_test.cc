@@ -86,7 +86,7 @@ struct Piece {
   int64_t first, count;
 };
 
-enum class Path { kPrefill, kDecode };
+enum class Path { kPrefill, kDecode, kSettled };
 
 Tensor PartOf(const Tensor& qkv, int64_t which) {
   const int64_t rows = qkv.dim(0), heads = qkv.dim(1), dim = qkv.dim(3);
@@ -137,7 +137,8 @@ class LightningCudaTest : public testing::Test {
                               .cu_seqlens = cu_seqlens,
                               .position = positions,
                               .slot = slot_of,
-                              .max_rows = path == Path::kDecode ? 1 : std::max<int64_t>(2, rows),
+                              .max_rows = path == Path::kPrefill ? std::max<int64_t>(2, rows) : 1,
+                              .settled = path == Path::kSettled,
                               .state = slots.State(),
                               .out = out});
     return out.ToFloat();
@@ -254,7 +255,8 @@ TEST_F(LightningCudaTest, DecodeGoesOnWherePrefillStopped) {
     for (const int64_t prompt : {0, 1, 63, 64, 65, 100}) {
       Slots slots(queue(), 1, d);
       Floats out = Step(slots, slope, {{&d, 0, 0, prompt}});
-      const Floats rest = Read(slots, 0, d, 1, prompt, Path::kDecode);
+      const Path path = prompt % 2 == 0 ? Path::kDecode : Path::kSettled;
+      const Floats rest = Read(slots, 0, d, 1, prompt, path);
       out.insert(out.end(), rest.begin(), rest.end());
       EXPECT_LE(RelativeError(out, want), Tolerance(d.dtype)) << "a prompt of " << prompt;
       EXPECT_LE(RelativeError(FinalState(slots, d, slope, 0, d.rows()), state), 1e-5);
@@ -335,7 +337,7 @@ TEST_F(LightningCudaTest, ARowDecodesToTheSameBitsAloneAndInABatch) {
       for (int64_t n = 0; n < kOthers; ++n) {
         pieces.push_back({&documents[0], static_cast<int32_t>(5 + n), t, 1});
       }
-      const Floats out = Step(together, slope, pieces, Path::kDecode);
+      const Floats out = Step(together, slope, pieces, Path::kSettled);
       for (int64_t n = 0; n < 5; ++n) {
         got[static_cast<size_t>(n)].insert(got[static_cast<size_t>(n)].end(),
                                            out.begin() + n * 2 * dim,

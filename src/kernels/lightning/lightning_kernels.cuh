@@ -25,6 +25,7 @@ struct LightningParams {
   void *k_rows, *v_rows;  // [P, H, B, K]
   int64_t rows, num_slots;
   int32_t num_seqs, heads, dim;
+  bool settled;
 };
 
 // Blocks on the grid, any number of rows. bf16, head dim 128; TMA and wgmma.

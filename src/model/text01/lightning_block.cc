@@ -38,6 +38,7 @@ void LightningBlock(const TextModel& m, const Step& step, int64_t layer, const T
                            .position = step.held(),
                            .slot = step.slot(),
                            .max_rows = step.max_rows(),
+                           .settled = true,
                            .state = m.state.lightning(layer),
                            .out = attended};
   Lightning(m.queue, args);
