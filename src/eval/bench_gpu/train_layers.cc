@@ -227,10 +227,12 @@ class Layers {
     const Tensor d_x = scratch.GetRows(kBF16, tokens_, config_.hidden_size);
     Norm(before, norm, x);
     branch(x, d_x);
-    Add(d_x_, d_x, d_x);
-    NormBackward(
-        queue_,
-        {.x = before, .weight = norm.value, .d_out = d_x, .d_x = d_x_, .d_weight = norm.gradient});
+    NormBackward(queue_, {.x = before,
+                          .weight = norm.value,
+                          .d_out = d_x,
+                          .d_x = d_x_,
+                          .d_weight = norm.gradient,
+                          .carried = {d_x_, static_cast<float>(config_.mlp_residual.alpha)}});
   }
 
   // ---- the formula, with matrices that all repeat small_

@@ -48,58 +48,70 @@ HWY_INLINE void ForEachTag(int64_t n, F&& fn) {
       n, [&](int64_t i) { fn(F32(), i); }, [&](int64_t i) { fn(one, i); });
 }
 
-// One row. `gate` and `d_gate` are null for a plain norm. Adds to `share`, the row's piece of
-// d_weight.
-void Row(const GatedNormBackwardArgs& a, const float* x, const float* gate, const float* d_out,
-         float* d_x, float* d_gate, float* share) {
+// A row of each matrix; those that are not there are null.
+struct RowPointers {
+  const float *x, *gate, *d_out, *carried;
+  float *d_x, *d_gate, *share;  // share: the piece's, of d_weight
+};
+
+void Row(const GatedNormBackwardArgs& a, const CarriedGradient& residual, const RowPointers& p) {
   const int64_t n = a.x.dim(1);
   const auto* weight = static_cast<const float*>(a.weight.data);
   const float squares = Sum(n, [&](auto d, int64_t i) {
-    const auto v = hn::LoadU(d, x + i);
+    const auto v = hn::LoadU(d, p.x + i);
     return hn::Mul(v, v);
   });
   const double mean_square = static_cast<double>(squares) / static_cast<double>(n);
   const double root = 1.0 / std::sqrt(mean_square + static_cast<double>(a.eps));
   const auto opening = [&](auto d, int64_t i) {
-    return gate ? Sigmoid(d, hn::LoadU(d, gate + i)) : hn::Set(d, 1.0f);
+    return p.gate ? Sigmoid(d, hn::LoadU(d, p.gate + i)) : hn::Set(d, 1.0f);
+  };
+  const auto carried = [&](auto d, int64_t i) {
+    return hn::Mul(hn::Set(d, residual.alpha), hn::LoadU(d, p.carried + i));
   };
   // The gradient of norm(x).
   const auto inner = [&](auto d, int64_t i) {
-    const auto dy = hn::LoadU(d, d_out + i);
-    return gate ? hn::Mul(dy, opening(d, i)) : dy;
+    auto dy = hn::LoadU(d, p.d_out + i);
+    if (p.carried && residual.of_norm) dy = hn::Add(dy, carried(d, i));
+    return p.gate ? hn::Mul(dy, opening(d, i)) : dy;
   };
   const float dot = Sum(n, [&](auto d, int64_t i) {
-    return hn::Mul(hn::Mul(inner(d, i), hn::LoadU(d, weight + i)), hn::LoadU(d, x + i));
+    return hn::Mul(hn::Mul(inner(d, i), hn::LoadU(d, weight + i)), hn::LoadU(d, p.x + i));
   });
   const auto r = static_cast<float>(root);
   const auto pull =
       static_cast<float>(root * root * root * static_cast<double>(dot) / static_cast<double>(n));
   ForEachTag(n, [&](auto d, int64_t i) {
-    const auto v = hn::LoadU(d, x + i), w = hn::LoadU(d, weight + i), dy = inner(d, i);
+    const auto v = hn::LoadU(d, p.x + i), w = hn::LoadU(d, weight + i), dy = inner(d, i);
     const auto scaled = hn::Mul(v, hn::Set(d, r));
-    hn::StoreU(hn::Add(hn::LoadU(d, share + i), hn::Mul(dy, scaled)), d, share + i);
-    if (gate) {
+    hn::StoreU(hn::Add(hn::LoadU(d, p.share + i), hn::Mul(dy, scaled)), d, p.share + i);
+    if (p.gate) {
       const auto closed = hn::Sub(hn::Set(d, 1.0f), opening(d, i));
-      hn::StoreU(hn::Mul(hn::Mul(dy, hn::Mul(scaled, w)), closed), d, d_gate + i);
+      hn::StoreU(hn::Mul(hn::Mul(dy, hn::Mul(scaled, w)), closed), d, p.d_gate + i);
     }
     const auto direct = hn::Mul(hn::Mul(dy, w), hn::Set(d, r));
-    hn::StoreU(hn::Sub(direct, hn::Mul(v, hn::Set(d, pull))), d, d_x + i);
+    auto d_x = hn::Sub(direct, hn::Mul(v, hn::Set(d, pull)));
+    if (p.carried && !residual.of_norm) d_x = hn::Add(d_x, carried(d, i));
+    hn::StoreU(d_x, d, p.d_x + i);
   });
 }
 
 }  // namespace
 
-void GatedNormBackwardTarget(Queue& queue, const GatedNormBackwardArgs& a) {
-  const bool gated = !a.gate.empty();
+void GatedNormBackwardTarget(Queue& queue, const GatedNormBackwardArgs& a,
+                             const CarriedGradient& residual) {
+  const bool gated = !a.gate.empty(), carries = !residual.rows.empty();
   const auto x = a.x.As<const float, 2>(), d_out = a.d_out.As<const float, 2>();
   const auto gate = gated ? a.gate.As<const float, 2>() : View<const float, 2>{};
   const auto d_gate = gated ? a.d_gate.As<float, 2>() : View<float, 2>{};
+  const auto carried = carries ? residual.rows.As<const float, 2>() : View<const float, 2>{};
   const auto d_x = a.d_x.As<float, 2>();
   const auto d_weight = a.d_weight.As<float, 1>();
   const int64_t rows = x.dim(0), n = x.dim(1), pieces = (rows + kRowsPerPiece - 1) / kRowsPerPiece;
   Check(d_out.shape == x.shape && d_x.shape == x.shape && d_weight.dim(0) == n &&
             a.weight.As<const float, 1>().dim(0) == n &&
-            (!gated || (gate.shape == x.shape && d_gate.shape == x.shape)),
+            (!gated || (gate.shape == x.shape && d_gate.shape == x.shape)) &&
+            (!carries || carried.shape == x.shape),
         "NormBackward: shapes disagree");
   Scratch scratch(queue);
   float* shares = scratch.Get<float>(pieces * n);
@@ -108,8 +120,14 @@ void GatedNormBackwardTarget(Queue& queue, const GatedNormBackwardArgs& a) {
     std::fill(share, share + n, 0.0f);
     const int64_t end = std::min(rows, (piece + 1) * kRowsPerPiece);
     for (int64_t t = piece * kRowsPerPiece; t < end; ++t) {
-      Row(a, &x(t, 0), gated ? &gate(t, 0) : nullptr, &d_out(t, 0), &d_x(t, 0),
-          gated ? &d_gate(t, 0) : nullptr, share);
+      Row(a, residual,
+          {.x = &x(t, 0),
+           .gate = gated ? &gate(t, 0) : nullptr,
+           .d_out = &d_out(t, 0),
+           .carried = carries ? &carried(t, 0) : nullptr,
+           .d_x = &d_x(t, 0),
+           .d_gate = gated ? &d_gate(t, 0) : nullptr,
+           .share = share});
     }
   });
   for (int64_t piece = 0; piece < pieces; ++piece) {
@@ -129,18 +147,20 @@ HWY_EXPORT(GatedNormBackwardTarget);
 void GatedNormBackward(Queue& queue, const GatedNormBackwardArgs& a) {
   MM01_ON_CUDA(queue, GatedNormBackward(queue, a));
   Check(!a.gate.empty(), "GatedNormBackward: no gate");
-  HWY_DYNAMIC_DISPATCH(GatedNormBackwardTarget)(queue, a);
+  HWY_DYNAMIC_DISPATCH(GatedNormBackwardTarget)(queue, a, {});
 }
 
 void NormBackward(Queue& queue, const NormBackwardArgs& a) {
   MM01_ON_CUDA(queue, NormBackward(queue, a));
   HWY_DYNAMIC_DISPATCH(GatedNormBackwardTarget)
-  (queue, {.x = a.x,
-           .weight = a.weight,
-           .eps = a.eps,
-           .d_out = a.d_out,
-           .d_x = a.d_x,
-           .d_weight = a.d_weight});
+  (queue,
+   {.x = a.x,
+    .weight = a.weight,
+    .eps = a.eps,
+    .d_out = a.d_out,
+    .d_x = a.d_x,
+    .d_weight = a.d_weight},
+   a.carried);
 }
 
 }  // namespace mm01

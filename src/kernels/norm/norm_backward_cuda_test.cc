@@ -16,7 +16,6 @@ namespace mm01 {
 namespace {
 
 using Floats = std::vector<float>;
-using Doubles = std::vector<double>;
 
 struct Types {
   DType x, gradient;
@@ -29,19 +28,22 @@ struct Results {
 class NormBackwardCudaTest : public CudaTest {
  protected:
   // d_weight holds ones before.
-  Results Run(const NormCase& c, bool gated, const Types& types) {
+  Results Run(const NormCase& c, NormKind kind, const Types& types) {
     const int64_t n = c.rows * c.width;
     const CudaTensor x = Rows(types.x, RandomBF16s(1, n), c.width);
     const CudaTensor gate = Rows(types.gradient, RandomBF16s(3, n), c.width);
     const CudaTensor d_out = Rows(types.gradient, RandomBF16s(4, n), c.width);
+    const CudaTensor carried = Rows(types.gradient, RandomBF16s(5, n), c.width);
     const CudaTensor weight = Flat(RandomFloats(2, c.width));
     const CudaTensor d_weight = Flat(Floats(static_cast<size_t>(c.width), 1.0f));
     const CudaTensor d_x(queue(), types.gradient, {c.rows, c.width});
     const CudaTensor d_gate(queue(), types.gradient, {c.rows, c.width});
-    if (gated) {
+    if (kind == NormKind::kGated) {
       cuda::GatedNormBackward(queue(), {x, gate, weight, 1e-6f, d_out, d_x, d_gate, d_weight});
     } else {
-      cuda::NormBackward(queue(), {x, weight, 1e-5f, d_out, d_x, d_weight});
+      CarriedGradient residual{carried, kCarriedAlpha, kind == NormKind::kCarriesNorm};
+      if (kind == NormKind::kPlain) residual.rows = {};
+      cuda::NormBackward(queue(), {x, weight, 1e-5f, d_out, d_x, d_weight, residual});
     }
     return {d_x.ToFloat(), d_gate.ToFloat(), d_weight.ToFloat()};
   }
@@ -53,35 +55,24 @@ TEST_F(NormBackwardCudaTest, FollowsTheReferenceAndAddsToTheWeight) {
     cases.push_back(c);
   }
   for (const NormCase& c : cases) {
-    for (const bool gated : {false, true}) {
+    for (const NormKind kind : kNormKinds) {
       const int64_t n = c.rows * c.width;
-      const Doubles x = ToDoubles(RandomBF16s(1, n)), weight = ToDoubles(RandomFloats(2, c.width));
-      const Doubles gate = ToDoubles(RandomBF16s(3, n)), d_out = ToDoubles(RandomBF16s(4, n));
-      Doubles d_x, d_gate, d_weight(static_cast<size_t>(c.width), 1.0);
-      for (int64_t t = 0; t < c.rows; ++t) {
-        const auto row = [&](const Doubles& m) {
-          return Doubles(m.begin() + t * c.width, m.begin() + (t + 1) * c.width);
-        };
-        GatedNormReference r{row(x), gated ? row(gate) : Doubles(), weight, gated ? 1e-6 : 1e-5};
-        r.Backward(row(d_out));
-        d_x.insert(d_x.end(), r.d_x.begin(), r.d_x.end());
-        d_gate.insert(d_gate.end(), r.d_gate.begin(), r.d_gate.end());
-        for (size_t i = 0; i < d_weight.size(); ++i) d_weight[i] += r.d_weight[i];
-      }
+      const NormGradients want(kind, c.rows, RandomBF16s(1, n), RandomFloats(2, c.width),
+                               RandomBF16s(3, n), RandomBF16s(4, n), RandomBF16s(5, n));
       for (const Types& types : {Types{DType::kF32, DType::kF32},
                                  {DType::kF32, DType::kBF16},
                                  {DType::kBF16, DType::kBF16}}) {
-        SCOPED_TRACE(ToString(types.x) + " and " + ToString(types.gradient) + ", " +
-                     std::to_string(c.rows) + " x " + std::to_string(c.width) +
-                     (gated ? ", gated" : ""));
-        const Results got = Run(c, gated, types);
+        SCOPED_TRACE(testing::Message()
+                     << ToString(types.x) << " and " << ToString(types.gradient) << ", " << c.rows
+                     << " x " << c.width << ", kind " << static_cast<int>(kind));
+        const Results got = Run(c, kind, types);
         const double limit = GradientLimit(types.gradient, n);
         if (c.width > 1) {  // a single number's norm has no slope but rounding
-          EXPECT_LE(RelativeError(got.d_x, d_x), limit);
+          EXPECT_LE(RelativeError(got.d_x, want.d_x), limit);
         }
-        EXPECT_LE(RelativeError(got.d_weight, d_weight), 1e-5);
-        if (gated) {
-          EXPECT_LE(RelativeError(got.d_gate, d_gate), limit);
+        EXPECT_LE(RelativeError(got.d_weight, want.d_weight), 1e-5);
+        if (kind == NormKind::kGated) {
+          EXPECT_LE(RelativeError(got.d_gate, want.d_gate), limit);
         }
       }
     }
@@ -89,28 +80,39 @@ TEST_F(NormBackwardCudaTest, FollowsTheReferenceAndAddsToTheWeight) {
 }
 
 TEST_F(NormBackwardCudaTest, AnotherRunHasTheSameBits) {
-  for (const bool gated : {false, true}) {
+  for (const NormKind kind : kNormKinds) {
     const NormCase c{1000, 264};
     const Types types{DType::kF32, DType::kBF16};
-    const Results a = Run(c, gated, types), b = Run(c, gated, types);
+    const Results a = Run(c, kind, types), b = Run(c, kind, types);
     EXPECT_TRUE(SameBits(b.d_x, a.d_x));
     EXPECT_TRUE(SameBits(b.d_weight, a.d_weight));
-    if (gated) {
+    if (kind == NormKind::kGated) {
       EXPECT_TRUE(SameBits(b.d_gate, a.d_gate));
     }
   }
 }
 
-TEST_F(NormBackwardCudaTest, TheGradientMayTakeTheOutputsPlace) {
-  const NormCase c{67, 136};
-  const Results want = Run(c, false, {DType::kF32, DType::kF32});
-  const CudaTensor x = Rows(DType::kF32, RandomBF16s(1, c.rows * c.width), c.width);
-  const CudaTensor d = Rows(DType::kF32, RandomBF16s(4, c.rows * c.width), c.width);
-  const CudaTensor weight = Flat(RandomFloats(2, c.width));
-  const CudaTensor d_weight = Flat(Floats(static_cast<size_t>(c.width), 1.0f));
-  cuda::NormBackward(queue(), {x, weight, 1e-5f, d, d, d_weight});
-  EXPECT_TRUE(SameBits(d.ToFloat(), want.d_x));
-  EXPECT_TRUE(SameBits(d_weight.ToFloat(), want.d_weight));
+// That of d_out or of what is carried; rows in registers and of any kind.
+TEST_F(NormBackwardCudaTest, TheGradientMayTakeAnInputsPlace) {
+  for (const NormCase& c : {NormCase{67, 136}, {67, 50}, {40, 1024}}) {
+    for (const NormKind kind :
+         {NormKind::kPlain, NormKind::kCarriesNorm, NormKind::kCarriesInput}) {
+      const Types types{DType::kF32, DType::kF32};
+      const Results want = Run(c, kind, types);
+      const int64_t n = c.rows * c.width;
+      const CudaTensor x = Rows(types.x, RandomBF16s(1, n), c.width);
+      const CudaTensor d_out = Rows(types.gradient, RandomBF16s(4, n), c.width);
+      const CudaTensor carried = Rows(types.gradient, RandomBF16s(5, n), c.width);
+      const CudaTensor weight = Flat(RandomFloats(2, c.width));
+      const CudaTensor d_weight = Flat(Floats(static_cast<size_t>(c.width), 1.0f));
+      CarriedGradient residual{carried, kCarriedAlpha, kind == NormKind::kCarriesNorm};
+      if (kind == NormKind::kPlain) residual.rows = {};
+      const CudaTensor& d_x = kind == NormKind::kPlain ? d_out : carried;
+      cuda::NormBackward(queue(), {x, weight, 1e-5f, d_out, d_x, d_weight, residual});
+      EXPECT_TRUE(SameBits(d_x.ToFloat(), want.d_x));
+      EXPECT_TRUE(SameBits(d_weight.ToFloat(), want.d_weight));
+    }
+  }
 }
 
 }  // namespace

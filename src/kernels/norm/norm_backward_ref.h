@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <vector>
+
+#include "kernels/norm/norm_cases.h"
 
 namespace mm01 {
 
@@ -11,6 +14,9 @@ struct GatedNormReference {
 
   Doubles x, gate, weight;  // gate may be empty: then it is a plain norm
   double eps;
+  Doubles carried = {};  // the gradient of a residual; may be empty
+  double alpha = 1.0;
+  bool of_norm = true;
 
   Doubles Pass() const {
     Doubles out = weight;
@@ -19,7 +25,8 @@ struct GatedNormReference {
   }
 
   Doubles d_x, d_gate, d_weight;  // of Backward
-  void Backward(const Doubles& d_out) {
+  void Backward(Doubles d_out) {
+    for (size_t i = 0; of_norm && i < carried.size(); ++i) d_out[i] += alpha * carried[i];
     d_x = d_gate = d_weight = Doubles(x.size());
     const double root = Root();
     double mean = 0.0;
@@ -28,6 +35,7 @@ struct GatedNormReference {
     for (size_t i = 0; i < x.size(); ++i) {
       const double dy = d_out[i] * Opening(i);
       d_x[i] = root * weight[i] * dy - x[i] * root * root * root * mean;
+      if (!of_norm && !carried.empty()) d_x[i] += alpha * carried[i];
       d_weight[i] = dy * x[i] * root;
       d_gate[i] = d_out[i] * weight[i] * x[i] * root * Opening(i) * (1.0 - Opening(i));
     }
@@ -40,6 +48,37 @@ struct GatedNormReference {
     return 1.0 / std::sqrt(squares / static_cast<double>(x.size()) + eps);
   }
   double Opening(size_t i) const { return gate.empty() ? 1.0 : 1.0 / (1.0 + std::exp(-gate[i])); }
+};
+
+// The gradients of all rows; d_weight is added to ones.
+struct NormGradients {
+  using Doubles = std::vector<double>;
+  using Floats = std::vector<float>;
+
+  Doubles d_x, d_gate, d_weight;
+
+  NormGradients(NormKind kind, int64_t rows, const Floats& x, const Floats& weight,
+                const Floats& gate, const Floats& d_out, const Floats& carried)
+      : d_weight(weight.size(), 1.0) {
+    const auto width = std::ssize(weight);
+    const bool gated = kind == NormKind::kGated, carries = !gated && kind != NormKind::kPlain;
+    for (int64_t t = 0; t < rows; ++t) {
+      const auto row = [&](const Floats& m) {
+        return Doubles(m.begin() + t * width, m.begin() + (t + 1) * width);
+      };
+      GatedNormReference r{row(x),
+                           gated ? row(gate) : Doubles(),
+                           Doubles(weight.begin(), weight.end()),
+                           gated ? 1e-6 : 1e-5,
+                           carries ? row(carried) : Doubles(),
+                           static_cast<double>(kCarriedAlpha),
+                           kind == NormKind::kCarriesNorm};
+      r.Backward(row(d_out));
+      d_x.insert(d_x.end(), r.d_x.begin(), r.d_x.end());
+      d_gate.insert(d_gate.end(), r.d_gate.begin(), r.d_gate.end());
+      for (size_t i = 0; i < d_weight.size(); ++i) d_weight[i] += r.d_weight[i];
+    }
+  }
 };
 
 }  // namespace mm01

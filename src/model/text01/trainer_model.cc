@@ -123,16 +123,6 @@ class Trainer final : public TrainerModel {
     return kind == LayerKind::kLightning ? config_.lightning_residual : config_.softmax_residual;
   }
 
-  // after = alpha carried + beta branch
-  void Add(const Residual& residual, const Tensor& carried, const Tensor& branch,
-           const Tensor& after) {
-    AddResidual(queue_, {.x = carried,
-                         .branch = branch,
-                         .alpha = static_cast<float>(residual.alpha),
-                         .beta = static_cast<float>(residual.beta),
-                         .sum = after});
-  }
-
   // The residual after a sub-layer whose input was x, the norm of `before`, and the norm of that:
   // next_x, which may be x. With DeepNorm (post_norm) the residual carries x, without it what was
   // normalised.
@@ -205,17 +195,18 @@ class Trainer final : public TrainerModel {
     const CrossEntropy loss = LinearCrossEntropy(queue_, args);
     losses.cross_entropy = loss.sum;
     losses.counted = loss.counted;
-    if (d_h) NormGradient(last_, parameters_.final_norm, *d_h, *d_h);
+    if (d_h) NormGradient(last_, parameters_.final_norm, *d_h, *d_h, {});
   }
 
   void NormGradient(const Tensor& x, const TrainTensor& weight, const Tensor& d_out,
-                    const Tensor& d_x) {
+                    const Tensor& d_x, const CarriedGradient& carried) {
     NormBackward(queue_, {.x = x,
                           .weight = weight.value,
                           .eps = static_cast<float>(config_.norm_eps),
                           .d_out = d_out,
                           .d_x = d_x,
-                          .d_weight = weight.gradient});
+                          .d_weight = weight.gradient,
+                          .carried = carried});
   }
 
   // d_h, the gradient of the residual after a sub-layer, becomes that of the one before it.
@@ -233,17 +224,16 @@ class Trainer final : public TrainerModel {
     Tensor d_branch = d_h;
     if (residual.beta != 1.0) {
       d_branch = scratch.GetRows(type_, before.dim(0), before.dim(1));
-      Add({.alpha = residual.beta, .beta = 0.0}, d_h, d_h, d_branch);
+      AddResidual(queue_, {.x = d_h,
+                           .branch = d_h,
+                           .alpha = static_cast<float>(residual.beta),
+                           .beta = 0.0f,
+                           .sum = d_branch});
     }
     branch(x, d_branch, d_x);
-    const Residual carried{.alpha = residual.alpha, .beta = 1.0};
-    if (config_.post_norm) {
-      Add(carried, d_h, d_x, d_x);
-      NormGradient(before, norm, d_x, d_h);
-    } else {
-      NormGradient(before, norm, d_x, d_x);
-      Add(carried, d_h, d_x, d_h);
-    }
+    NormGradient(
+        before, norm, d_x, d_h,
+        {.rows = d_h, .alpha = static_cast<float>(residual.alpha), .of_norm = config_.post_norm});
   }
 
   void Backward(const TrainPass& pass, const TrainBatch& batch, const Balance& balance,
