@@ -85,7 +85,7 @@ Status ReadModel(TomlReader r, Recipe* recipe) {
   o.auxiliary_coefficient = r.Real("auxiliary_coefficient", 0.01, {0, 1e3});
   o.capacity_factor = r.Real("capacity_factor", 0.0, {0, 1e3});
   o.exact = r.Bool("exact", false);
-  o.keep_norms = r.Bool("keep_norms", false);
+  o.keep = static_cast<Keep>(r.Choice("keep", {"products", "norms", "all"}, 0));
   r.Finish();
   return Status::Ok();
 }

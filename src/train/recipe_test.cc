@@ -64,6 +64,7 @@ TEST(Recipes, ErrorsAreOneSentenceWithTheLine) {
       {"name = \"tiny\"", "", "name is missing"},
       {"pass_tokens = 256", "pass_tokens = 128", "pass_tokens is 128, wanted at least the longest"},
       {"layers = 2", "layers = 2\nhidden_size = 3", "bad.toml:10: model.hidden_size is no field"},
+      {"heads = 2", "heads = 2\nkeep = 'norm'", "wanted one of products, norms, all"},
       {"heads = 2", "heads = 3\nkv_heads = 2", "num_key_value_heads is 2, wanted a divisor of 3"},
       {"learning_rate = 0.01", "learning_rate = 100", "schedule.learning_rate is 100, wanted"},
       {"warmup_steps = 5", "warmup_steps = 500", "schedule: 500 steps of warm-up and 50 of decay"},

@@ -134,7 +134,7 @@ void BenchTrain(Harness& h) {
   Queue& queue = h.queue();
   const TextConfig config = NanoConfig();
   const auto model =
-      TrainerModel::Create(queue, config, {.max_tokens = kStepTokens, .keep_norms = true}).value();
+      TrainerModel::Create(queue, config, {.max_tokens = kStepTokens, .keep = Keep::kAll}).value();
   model->Initialise(1);
   Step step(queue, *model);
   for (const int64_t length : {2048, 32'768}) {

@@ -37,6 +37,17 @@ struct TrainBatch {
   std::vector<int64_t> cu_seqlens;  // [N + 1]
 };
 
+// What a pass keeps for its way back besides what costs matrix products to have again. Each choice
+// keeps what those before it do; memory is counted in numbers of a token and layer.
+enum class Keep {
+  kProducts,  // nothing more: the rest is worked out again
+  // What goes into each sub-layer: 2 D. In bf16 what is worked out again is the norm of a rounded
+  // sum, so gradients differ from those of kProducts by roundings.
+  kNorms,
+  // What lightning attention and the product behind it read: 4 H K. The same bits as kNorms.
+  kAll,
+};
+
 struct TrainOptions {
   AuxiliaryForm auxiliary_form = AuxiliaryForm::kTransformers;
   double auxiliary_coefficient = 0.001;
@@ -44,9 +55,7 @@ struct TrainOptions {
   int64_t max_tokens = 0;      // most rows of one pass: what memory is planned for
   int64_t vocab_used = 0;      // rows of the head that are tokens; 0: all of them
   bool exact = false;          // on a GPU: float32 products
-  // 2 L T D more memory, and no norm is worked out again. In bf16 what is worked out again is the
-  // norm of a rounded sum, so gradients differ by roundings.
-  bool keep_norms = false;
+  Keep keep = Keep::kProducts;
 };
 
 struct TrainLosses {

@@ -132,10 +132,26 @@ TEST_F(TrainerModelCuda, ExactGradientsAreTheCpus) {
 // Kept are the norms of sums before these are rounded; worked out again, those of the rounded ones.
 TEST_F(TrainerModelCuda, KeptNormsGiveTheSameGradients) {
   const auto again = Make(gpu(), TinyConfig(), {}),
-             kept = Make(gpu(), TinyConfig(), {.keep_norms = true});
+             kept = Make(gpu(), TinyConfig(), {.keep = Keep::kNorms});
   const TrainBatch batch = Batch({65, 3, 190});
   const Pass want(gpu(), *again, batch), got(gpu(), *kept, batch);
   ExpectNear(got, want, *kept, {.loss = 1e-6, .gradient = 0.02});
+}
+
+// All else that may be kept was rounded before it was used.
+TEST_F(TrainerModelCuda, WhatIsKeptBesidesNormsChangesNoBit) {
+  TextConfig wide = TinyConfig();
+  wide.head_dim = 128;
+  for (const TextConfig& config : {TinyConfig(), wide}) {
+    const auto again = Make(gpu(), config, {.keep = Keep::kNorms}),
+               kept = Make(gpu(), config, {.keep = Keep::kAll});
+    const TrainBatch batch = Batch({65, 3, 190});
+    const Pass want(gpu(), *again, batch), got(gpu(), *kept, batch);
+    EXPECT_EQ(got.losses.cross_entropy, want.losses.cross_entropy);
+    for (size_t i = 0; i < want.gradients.size(); ++i) {
+      EXPECT_TRUE(SameBits(got.gradients[i], want.gradients[i])) << kept->parameters()[i].name;
+    }
+  }
 }
 
 TEST_F(TrainerModelCuda, Bf16GradientsAreNearTheCpus) {

@@ -122,19 +122,20 @@ TEST(TrainerModelSlow, GradientsWithoutPostNormAndWithADenseFfn) {
   ExpectGradientOfLoss(config, {}, 0.0);
 }
 
-TEST(TrainerModelTest, KeptNormsChangeNoBit) {
+TEST(TrainerModelTest, WhatIsKeptChangesNoBit) {
   Queue queue(2);
   TextConfig carried = TinyConfig();
   carried.post_norm = false;
   for (const TextConfig& config : {TinyConfig(), carried}) {
     std::vector<Floats> gradients;
-    for (const bool keep : {false, true}) {
-      const auto model = Make(queue, config, {.auxiliary_coefficient = 0.1, .keep_norms = keep});
+    for (const Keep keep : {Keep::kProducts, Keep::kNorms, Keep::kAll}) {
+      const auto model = Make(queue, config, {.auxiliary_coefficient = 0.1, .keep = keep});
       model->ZeroGradients();
       model->ForwardBackward(Batch({65, 3, 90}), 0.01, 1.0);
       gradients.push_back(Gradients(*model));
     }
     EXPECT_EQ(gradients[0], gradients[1]);
+    EXPECT_EQ(gradients[0], gradients[2]);
   }
 }
 
@@ -270,13 +271,21 @@ TEST(TrainerModelSlow, AFullPassStaysWithinThePlannedRoom) {
 
 TEST(TrainerModelTest, PlansItsMemory) {
   Queue queue(1);
-  const auto model = Make(queue, TinyConfig());
-  int64_t recomputed = 0;
-  for (const TrainMemoryLine& line : model->memory()) {
-    EXPECT_GT(line.bytes, 0) << line.what;
-    recomputed += line.recomputed;
+  std::vector<int64_t> kept, all;
+  for (const Keep keep : {Keep::kProducts, Keep::kNorms, Keep::kAll}) {
+    const auto model = Make(queue, TinyConfig(), {.keep = keep});
+    int64_t recomputed = 0;
+    kept.push_back(0);
+    for (const TrainMemoryLine& line : model->memory()) {
+      EXPECT_GT(line.bytes, 0) << line.what;
+      (line.recomputed ? recomputed : kept.back()) += line.bytes;
+    }
+    EXPECT_GT(recomputed, 0);
+    all.push_back(kept.back() + recomputed);
   }
-  EXPECT_GT(recomputed, 0);
+  EXPECT_LT(kept[0], kept[1]);
+  EXPECT_LT(kept[1], kept[2]);
+  EXPECT_EQ(all, std::vector<int64_t>(3, all[0]));
   const Status none = TrainerModel::Create(queue, TinyConfig(), {}).status();
   EXPECT_EQ(none.code(), Code::kInvalid) << none.message();
   TextConfig shared = TinyConfig();

@@ -21,6 +21,8 @@ struct KeptLayer {
   Tensor attention_x, mlp_x;            // [T, D]      the norms, or empty: worked out again
   Tensor inputs;                        // what `inputs` of the layer gives; these are its columns:
   Tensor qkv, gate;                     // lightning: [T, 3 H K] before SiLU, [T, H K]
+  Tensor silu;                          //            [T, 3 H K] SiLU(qkv), or empty
+  Tensor gated;                         //            [T, H K]   the gated norm, or empty
   Tensor q, k, v;                       // softmax: [T, H K], [T, G K], after RoPE
   Tensor lse;                           // softmax: [T, H]
   Tensor attended;                      // [T, H K]    what attention gave

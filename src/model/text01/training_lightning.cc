@@ -26,13 +26,20 @@ void NormOfAttended(const TrainPass& p, const TrainLayer& layer, const KeptLayer
                       .out = out});
 }
 
+// Where they are kept, or else in scratch.
+Tensor RoomForSilu(Scratch& scratch, const TrainPass& p, const KeptLayer& kept) {
+  return kept.silu.empty() ? scratch.GetRows(p.type, p.rows, kept.qkv.dim(1)) : kept.silu;
+}
+Tensor RoomForGated(Scratch& scratch, const TrainPass& p, const KeptLayer& kept) {
+  return kept.gated.empty() ? scratch.GetRows(p.type, p.rows, kept.attended.dim(1)) : kept.gated;
+}
+
 }  // namespace
 
 void LightningForward(const TrainPass& p, const TrainLayer& layer, const KeptLayer& kept,
                       const Tensor& x, const Tensor& out) {
   Scratch scratch(p.queue);
-  const Tensor fused = scratch.GetRows(p.type, p.rows, kept.qkv.dim(1));
-  const Tensor normed = scratch.GetRows(p.type, p.rows, kept.attended.dim(1));
+  const Tensor fused = RoomForSilu(scratch, p, kept), normed = RoomForGated(scratch, p, kept);
   MatMul(p.queue, {.a = x, .b = layer.inputs.weight, .c = kept.inputs, .transpose_b = true});
   SiluOf(p.queue, {.x = kept.qkv, .out = fused});
   LightningPass(p.queue, {.q = Third(fused, p.config, 0),
@@ -49,14 +56,13 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
                             const Tensor& x, const Tensor& d_out, const Tensor& d_x) {
   const int64_t width = kept.attended.dim(1);
   Scratch scratch(p.queue);
-  const Tensor fused = scratch.GetRows(p.type, p.rows, 3 * width);
+  const Tensor fused = RoomForSilu(scratch, p, kept), normed = RoomForGated(scratch, p, kept);
   const Tensor d_inputs = scratch.GetRows(p.type, p.rows, 4 * width);
   const Tensor d_fused = Columns(d_inputs, 0, 3 * width);
   const Tensor d_gate = Columns(d_inputs, 3 * width, 4 * width);
-  const Tensor normed = scratch.GetRows(p.type, p.rows, width);
   const Tensor d_attended = scratch.GetRows(p.type, p.rows, width);
 
-  NormOfAttended(p, layer, kept, normed);
+  if (kept.gated.empty()) NormOfAttended(p, layer, kept, normed);
   MatMulMany(
       p.queue,
       std::vector<MatMulArgs>{
@@ -70,7 +76,7 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
                               .d_x = d_attended,
                               .d_gate = d_gate,
                               .d_weight = layer.norm.gradient});
-  SiluOf(p.queue, {.x = kept.qkv, .out = fused});
+  if (kept.silu.empty()) SiluOf(p.queue, {.x = kept.qkv, .out = fused});
   LightningBackward(p.queue, {.q = Third(fused, p.config, 0),
                               .k = Third(fused, p.config, 1),
                               .v = Third(fused, p.config, 2),

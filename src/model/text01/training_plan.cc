@@ -8,6 +8,7 @@ namespace mm01 {
 namespace {
 
 constexpr const char* kResidual = "residual before each norm";
+constexpr const char* kLightningRows = "SiLU and gated norms of lightning layers";
 
 // Hands out pieces of one memory, or only counts where there is none yet.
 class Pieces {
@@ -41,16 +42,16 @@ struct Sizes {
   const TextConfig& config;
   DType type;
   int64_t tokens;
-  bool keep_norms;
+  Keep keep;
 };
 
 KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
-  const auto& [c, type, tokens, keep_norms] = sizes;
+  const auto& [c, type, tokens, keep] = sizes;
   const int64_t width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
   KeptLayer l;
   l.before_attention = pieces.Take(kResidual, type, tokens, c.hidden_size);
   l.before_mlp = pieces.Take(kResidual, type, tokens, c.hidden_size);
-  if (keep_norms) {
+  if (keep >= Keep::kNorms) {
     l.attention_x = pieces.Take("norms", type, tokens, c.hidden_size);
     l.mlp_x = pieces.Take("norms", type, tokens, c.hidden_size);
   }
@@ -60,6 +61,10 @@ KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
     l.inputs = pieces.Take(kInputs, type, tokens, 4 * width);
     l.qkv = Columns(l.inputs, 0, 3 * width);
     l.gate = Columns(l.inputs, 3 * width, 4 * width);
+    if (keep == Keep::kAll) {
+      l.silu = pieces.Take(kLightningRows, type, tokens, 3 * width);
+      l.gated = pieces.Take(kLightningRows, type, tokens, width);
+    }
   } else {
     l.inputs = pieces.Take(kInputs, type, tokens, width + 2 * kv_width);
     l.q = Columns(l.inputs, 0, width);
@@ -103,6 +108,8 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
   l.inputs = first(inputs);
   l.qkv = first(qkv);
   l.gate = first(gate);
+  l.silu = first(silu);
+  l.gated = first(gated);
   l.q = first(q);
   l.k = first(k);
   l.v = first(v);
@@ -124,7 +131,7 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
 KeptMemory::KeptMemory(Queue& queue, const TextConfig& config, DType activations,
                        const TrainOptions& options)
     : type(activations) {
-  const Sizes sizes{config, type, options.max_tokens, options.keep_norms};
+  const Sizes sizes{config, type, options.max_tokens, options.keep};
   Pieces count(nullptr);
   TakeAll(count, sizes, *this);
   memory = Buffer(count.used(), queue.device());
@@ -175,10 +182,10 @@ std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& c, const TrainOptions&
   lines.push_back({"room that ops work in",
                    WorkingBytes(c, kept.type, kept.memory.device(), options.max_tokens), false});
 
-  lines.push_back({"norms", t * d * (options.keep_norms ? 1 : 2 * c.num_layers() + 1), true});
-  if (c.num_lightning_layers() > 0) {
-    lines.push_back({"SiLU and gated norms of lightning layers",
-                     t * 4 * width * c.num_lightning_layers(), true});
+  const bool keeps_norms = options.keep >= Keep::kNorms, keeps_all = options.keep == Keep::kAll;
+  lines.push_back({"norms", t * d * (keeps_norms ? 1 : 2 * c.num_layers() + 1), true});
+  if (c.num_lightning_layers() > 0 && !keeps_all) {
+    lines.push_back({kLightningRows, t * 4 * width * c.num_lightning_layers(), true});
   }
   lines.push_back({"SwiGLU and the rows of experts",
                    c.num_layers() * routed * (c.ffn_size + (c.num_experts > 0 ? d : 0)), true});

@@ -2,8 +2,8 @@
 //
 // Kept are the residual before each norm, the inputs and outputs of attention, the router's logits
 // and the experts' first products: what costs matrix products to have again. Norms, SiLU, SwiGLU
-// and gathered rows are cheap and large, and are recomputed; norms are kept where that is asked for
-// (TrainOptions::keep_norms).
+// and gathered rows are cheap and large, and are recomputed; TrainOptions::keep says which are
+// kept.
 #pragma once
 
 #include <cstdint>
