@@ -27,6 +27,7 @@ struct KeptLayer {
   Tensor lse;                           // softmax: [T, H]
   Tensor attended;                      // [T, H K]    what attention gave
   Tensor logits;                        // [T, E]      of the router
+  Tensor expert_x;                      // [T k, D]    mlp_x by expert, or empty
   Tensor expert_inputs;                 // [T k, 2 F]  products of w13, by expert
   DispatchRoom room;                    // [T, k]      which row is whose
   TrainDispatch dispatch;               //             in `room`

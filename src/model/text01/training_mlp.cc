@@ -27,6 +27,13 @@ struct Groups {
   }
 };
 
+// The gathered rows of x, where they are kept, or else in scratch.
+Tensor RoomForRows(Scratch& scratch, const TrainPass& p, const KeptLayer& kept) {
+  const int64_t rows = kept.dispatch.num_rows();
+  return kept.expert_x.empty() ? scratch.GetRows(p.type, rows, p.config.hidden_size)
+                               : kept.expert_x.Rows(0, rows);
+}
+
 // Fills `dispatch` from the router's logits, which it works out from float32 weights, as inference
 // does.
 void RouteTokens(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, const Tensor& x) {
@@ -45,7 +52,7 @@ void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, co
   Scratch scratch(p.queue);
   Tensor in = x, results = out;
   if (groups.routed()) {
-    in = scratch.GetRows(p.type, rows, x.dim(1));
+    in = RoomForRows(scratch, p, kept);
     results = scratch.GetRows(p.type, rows, x.dim(1));
     GatherRows(p.queue, kept.dispatch, x, in);
   }
@@ -74,12 +81,12 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   Scratch scratch(p.queue);
   Tensor in = a.x, d_results = a.d_out, d_in = a.d_x, weight, d_weight;
   if (routed) {
-    in = scratch.GetRows(p.type, rows, width);
+    in = RoomForRows(scratch, p, kept);
     d_results = scratch.GetRows(p.type, rows, width);
     d_in = scratch.GetRows(p.type, rows, width);
     weight = kept.dispatch.weight.Rows(0, rows);
     d_weight = Tensor(scratch.Get<float>(rows), {rows});
-    GatherRows(p.queue, kept.dispatch, a.x, in);
+    if (kept.expert_x.empty()) GatherRows(p.queue, kept.dispatch, a.x, in);
     GatherRows(p.queue, kept.dispatch, a.d_out, d_results);
   }
   const Tensor hidden = scratch.GetRows(p.type, rows, ffn);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr const char* kResidual = "residual before each norm";
 constexpr const char* kLightningRows = "SiLU and gated norms of lightning layers";
+constexpr const char* kExpertRows = "rows of experts";
 
 // Hands out pieces of one memory, or only counts where there is none yet.
 class Pieces {
@@ -83,6 +84,9 @@ KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
     l.room.token = pieces.Take(kRouting, DType::kI32, 1, rows);
     l.room.weight = pieces.Take(kRouting, DType::kF32, 1, rows);
   }
+  if (c.num_experts > 0 && keep == Keep::kAll) {
+    l.expert_x = pieces.Take(kExpertRows, type, rows, c.hidden_size);
+  }
   constexpr const char* kProducts = "first products of the experts";
   l.expert_inputs = pieces.Take(kProducts, type, rows, 2 * c.ffn_size);
   return l;
@@ -124,7 +128,8 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
               .token = Tensor(DType::kI32, room.token.data, {routed}),
               .weight = Tensor(DType::kF32, room.weight.data, {routed})};
   }
-  l.expert_inputs = expert_inputs;  // of as many rows as are routed
+  l.expert_x = expert_x;  // of as many rows as are routed
+  l.expert_inputs = expert_inputs;
   return l;
 }
 
@@ -187,8 +192,10 @@ std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& c, const TrainOptions&
   if (c.num_lightning_layers() > 0 && !keeps_all) {
     lines.push_back({kLightningRows, t * 4 * width * c.num_lightning_layers(), true});
   }
-  lines.push_back({"SwiGLU and the rows of experts",
-                   c.num_layers() * routed * (c.ffn_size + (c.num_experts > 0 ? d : 0)), true});
+  lines.push_back({"SwiGLU", c.num_layers() * routed * c.ffn_size, true});
+  if (c.num_experts > 0 && !keeps_all) {
+    lines.push_back({kExpertRows, c.num_layers() * routed * d, true});
+  }
   lines.push_back({"logits", t * c.vocab_size, true});
   return lines;
 }
