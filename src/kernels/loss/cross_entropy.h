@@ -24,7 +24,7 @@
 namespace mm01 {
 
 inline constexpr int64_t kLossRows = 256;
-inline constexpr int64_t kLossLogits = int64_t{1} << 23;
+inline constexpr int64_t kLossLogits = int64_t{1} << 26;
 
 struct LinearCrossEntropyArgs {
   Tensor x;                          // [T, D]

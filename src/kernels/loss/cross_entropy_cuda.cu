@@ -1,5 +1,6 @@
-// The logits of a chunk stay in the L2 cache between the products and the softmax: 2^23 of them are
-// 32 MB, of the 50 that an H100 has.
+// Chunks are large: 2^26 logits are 8,192 rows of 8,192, for which each product has tiles for all
+// multiprocessors. Their 256 MB, and 128 of gradients, pass through memory, which costs less than
+// eight times as many launches on 32 MB that a cache may hold.
 #include "kernels/loss/cross_entropy_cuda.h"
 
 #include <algorithm>
@@ -31,9 +32,60 @@ __device__ float Fold(float x, F&& fold) {
   return x;
 }
 
-// A block a row. `gradient` may be the logits themselves, or null: the loss alone. A thread takes
-// the same elements each time, so the row is read from the nearest cache after the first.
-template <typename T>
+__device__ __forceinline__ void Store4(float* p, const float (&x)[4]) {
+  *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
+}
+__device__ __forceinline__ void Store4(bf16* p, const float (&x)[4]) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(x[0], x[1]);
+  const __nv_bfloat162 high = __floats2bfloat162_rn(x[2], x[3]);
+  *reinterpret_cast<uint2*>(p) = make_uint2(*reinterpret_cast<const uint32_t*>(&low),
+                                            *reinterpret_cast<const uint32_t*>(&high));
+}
+
+// A thread's part of a row of n logits, in fours that are 4 kThreads apart. It keeps kQuads of
+// them, which must be all, or none and reads them each time. Behind the row's end stands -infinity.
+template <int kQuads>
+struct Quads {
+  const float* row;
+  int n;
+  float kept[kQuads > 0 ? kQuads : 1][4];
+
+  __device__ __forceinline__ Quads(const float* from, int num_logits) : row(from), n(num_logits) {
+#pragma unroll
+    for (int j = 0; j < kQuads; ++j) Read(First() + j * kThreads * 4, kept[j]);
+  }
+  // f(i, x) with the four from i on; what f writes to x stays if it is kept.
+  template <typename F>
+  __device__ __forceinline__ void Each(F&& f) {
+    if constexpr (kQuads > 0) {
+#pragma unroll
+      for (int j = 0; j < kQuads; ++j) f(First() + j * kThreads * 4, kept[j]);
+    } else {
+      for (int i = First(); i < n; i += kThreads * 4) {
+        float x[4];
+        Read(i, x);
+        f(i, x);
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static int First() {
+    return static_cast<int>(threadIdx.x) * 4;
+  }
+  __device__ __forceinline__ void Read(int i, float (&x)[4]) const {
+    float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (i < n) v = *reinterpret_cast<const float4*>(row + i);
+    const float four[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int c = 0; c < 4; ++c) x[c] = i + c < n ? four[c] : -INFINITY;
+  }
+};
+constexpr int kMostKept = 8;
+
+// A block a row. `gradient` may be the logits themselves, or null: the loss alone. Both have rows
+// of whole fours.
+template <typename T, int kQuads>
 __global__ void __launch_bounds__(kThreads)
     Rows(const float* logits, int64_t ld, int num_logits, const int32_t* targets, float scale,
          double* losses, T* gradient) {
@@ -42,33 +94,38 @@ __global__ void __launch_bounds__(kThreads)
   T* const out = gradient ? gradient + t * ld : nullptr;
   const int32_t target = targets[t];
   if (target < 0) {
-    for (int i = threadIdx.x; i < num_logits && out; i += kThreads) Store(out + i, 0.0f);
+    const float zeros[4] = {};
+    for (int i = threadIdx.x * 4; i < num_logits && out; i += kThreads * 4) Store4(out + i, zeros);
     return;
   }
-  const auto each = [&](auto&& fn) {
-    const int whole = num_logits / 4 * 4;
-    for (int i = threadIdx.x * 4; i < whole; i += kThreads * 4) {
-      const float4 v = *reinterpret_cast<const float4*>(row + i);
-      fn(i, v.x), fn(i + 1, v.y), fn(i + 2, v.z), fn(i + 3, v.w);
-    }
-    if (whole + static_cast<int>(threadIdx.x) < num_logits) {
-      fn(whole + static_cast<int>(threadIdx.x), row[whole + threadIdx.x]);
-    }
-  };
+  Quads<kQuads> quads(row, num_logits);
   float top = -INFINITY;
-  each([&](int, float x) { top = fmaxf(top, x); });
+  quads.Each([&](int, const float(&x)[4]) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) top = fmaxf(top, x[c]);
+  });
   top = Fold(top, [](float a, float b) { return fmaxf(a, b); });
   const float at_target = row[target] - top;
   float sum = 0.0f;
-  each([&](int, float x) { sum += expf(x - top); });
+  quads.Each([&](int, float(&x)[4]) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sum += x[c] = expf(x[c] - top);
+  });
   sum = Fold(sum, [](float a, float b) { return a + b; });
   if (threadIdx.x == 0) {
     losses[t] = log(static_cast<double>(sum)) - static_cast<double>(at_target);
   }
   if (!out) return;
   const float factor = scale / sum;
-  each([&](int i, float x) {
-    Store(out + i, expf(x - top) * factor - (i == target ? scale : 0.0f));
+  quads.Each([&](int i, const float(&x)[4]) {
+    if (i >= num_logits) return;
+    float d[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const float e = kQuads > 0 ? x[c] : expf(x[c] - top);
+      d[c] = e * factor - (i + c == target ? scale : 0.0f);
+    }
+    Store4(out + i, d);
   });
 }
 
@@ -102,7 +159,8 @@ CrossEntropy LinearCrossEntropy(Queue& queue, const LinearCrossEntropyArgs& a) {
     const Tensor x = a.x.Rows(begin, begin + n);
     MatMul(queue, {.a = x, .b = weight, .c = logits.Rows(0, n), .transpose_b = true});
     WithElement(gradient, [&]<typename T>() {
-      Rows<T><<<static_cast<unsigned>(n), kThreads, 0, queue.stream()>>>(
+      const auto rows_of = used <= kMostKept * kThreads * 4 ? Rows<T, kMostKept> : Rows<T, 0>;
+      rows_of<<<static_cast<unsigned>(n), kThreads, 0, queue.stream()>>>(
           static_cast<const float*>(logits.data), ld, static_cast<int>(used), targets + begin,
           static_cast<float>(a.scale), row_losses + begin,
           backward ? static_cast<T*>(gradient.data) : nullptr);

@@ -21,8 +21,9 @@ struct Case {
   int64_t rows, width, vocabulary, used;
 };
 
-constexpr Case kCases[] = {{1, 8, 16, 16},    {64, 24, 75, 70},      {65, 16, 1009, 1009},
-                           {515, 20, 75, 70}, {300, 32, 9000, 8195}, {37, 64, 40'000, 39'990}};
+constexpr Case kCases[] = {{1, 8, 16, 16},       {64, 24, 75, 70},      {65, 16, 1009, 1009},
+                           {515, 20, 75, 70},    {300, 32, 9000, 8195}, {37, 64, 40'000, 39'990},
+                           {50, 16, 8192, 8192}, {50, 16, 8200, 8190}};
 
 class CrossEntropyCuda : public testing::Test {
  protected:
@@ -89,6 +90,42 @@ TEST_F(CrossEntropyCuda, FollowsTheReference) {
       EXPECT_LE(RelativeError(d_weight.ToFloat(), want.d_weight), limit);
     }
   }
+}
+
+// More rows than one chunk takes are as two calls, the second with what is left.
+TEST_F(CrossEntropyCuda, ChunksAreCallsOfTheirRows) {
+  constexpr int64_t kUsed = 8192, kWidth = 16, kChunk = kLossLogits / kUsed, kRows = kChunk + 300;
+  const CudaTensor x(queue(), DType::kBF16, {kRows, kWidth},
+                     Values(DType::kBF16, 1, kRows * kWidth));
+  const CudaTensor weight(queue(), DType::kBF16, {kUsed, kWidth},
+                          Values(DType::kBF16, 2, kUsed * kWidth));
+  const std::vector<int32_t> targets = Targets(kRows, kUsed);
+  struct Gradients {
+    CudaTensor x, weight;
+    double loss = 0.0;
+
+    explicit Gradients(Queue& queue)
+        : x(queue, DType::kBF16, {kRows, kWidth}),
+          weight(queue, DType::kF32, {kUsed, kWidth}, Floats(kUsed * kWidth)) {}
+  };
+  const auto add = [&](Gradients& to, int64_t begin, int64_t end) {
+    const std::span<const int32_t> some(targets.begin() + begin, targets.begin() + end);
+    to.loss += LinearCrossEntropy(queue(), {.x = x.tensor().Rows(begin, end),
+                                            .weight = weight,
+                                            .targets = some,
+                                            .vocab_used = kUsed,
+                                            .scale = 0.25,
+                                            .d_x = to.x.tensor().Rows(begin, end),
+                                            .d_weight = to.weight})
+                   .sum;
+  };
+  Gradients once(queue()), twice(queue());
+  add(once, 0, kRows);
+  add(twice, 0, kChunk);
+  add(twice, kChunk, kRows);
+  EXPECT_NEAR(once.loss, twice.loss, 1e-12 * twice.loss);
+  EXPECT_TRUE(SameBits(once.x.ToFloat(), twice.x.ToFloat()));
+  EXPECT_TRUE(SameBits(once.weight.ToFloat(), twice.weight.ToFloat()));
 }
 
 }  // namespace
