@@ -9,6 +9,7 @@
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/grouped_gemm.h"
+#include "kernels/cuda/grouped_gradient.h"
 
 namespace mm01::cuda {
 namespace {
@@ -380,6 +381,46 @@ void Multiply(Queue& queue, const GroupedProduct& product) {
   GroupedGemm(queue, args);
 }
 
+bool IsGradient(const MatMulArgs& p) {
+  return p.transpose_a && !p.transpose_b && p.add && p.a.dtype == DType::kBF16 &&
+         p.b.dtype == DType::kBF16 && p.c.dtype == DType::kF32 && HasAlignedRows(p.a) &&
+         HasAlignedRows(p.b) && HasAlignedRows(p.c);
+}
+
+// Nothing where the problems are no gradients of small matrices of one shape, of rows that follow
+// each other. Matrices that have tiles for an eighth of the multiprocessors go one by one.
+std::optional<GroupedGradientArgs> AsGroupedGradient(std::span<const MatMulArgs> problems) {
+  if (problems.size() < 2 || problems.size() > kMaxGradientExperts) return std::nullopt;
+  const MatMulArgs& first = problems[0];
+  const Sizes sizes = CheckShapes(first);
+  if (sizes.m == 0 || sizes.n == 0 || sizes.m % 8 != 0 || sizes.n % 8 != 0 ||
+      8 * GradientTiles(sizes.m, sizes.n) > Multiprocessors()) {
+    return std::nullopt;
+  }
+  GroupedGradientArgs args{.a = first.a.data,
+                           .a_stride = first.a.stride[0],
+                           .b = first.b.data,
+                           .b_stride = first.b.stride[0],
+                           .m = sizes.m,
+                           .n = sizes.n,
+                           .offset = {0},
+                           .c = {},
+                           .c_stride = first.c.stride[0]};
+  for (const MatMulArgs& p : problems) {
+    const Sizes s = CheckShapes(p);
+    const int64_t rows = args.offset.back(), element = SizeOf(DType::kBF16);
+    const bool follows = Distance(first.a, p.a) == rows * args.a_stride * element &&
+                         Distance(first.b, p.b) == rows * args.b_stride * element;
+    if (!IsGradient(p) || s.m != sizes.m || s.n != sizes.n || p.a.stride != first.a.stride ||
+        p.b.stride != first.b.stride || p.c.stride != first.c.stride || (s.k > 0 && !follows)) {
+      return std::nullopt;
+    }
+    args.offset.push_back(rows + s.k);
+    args.c.push_back(static_cast<float*>(p.c.data));
+  }
+  return args;
+}
+
 }  // namespace
 
 void MatMul(Queue& queue, const MatMulArgs& p) {
@@ -394,6 +435,7 @@ void MatMul(Queue& queue, const MatMulArgs& p) {
 
 void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems) {
   if (const auto product = AsGrouped(problems)) return Multiply(queue, *product);
+  if (const auto gradients = AsGroupedGradient(problems)) return GroupedGradient(queue, *gradients);
   for (const MatMulArgs& p : problems) cuda::MatMul(queue, p);
 }
 

@@ -1,7 +1,10 @@
 // MatMul on a GPU against the sum in double: all orientations and types, aligned and not.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "device/device.h"
@@ -220,6 +223,93 @@ TEST_F(ExpertsCuda, RunsGiveTheSameBits) {
   }
   EXPECT_TRUE(SameBits(results[1], results[0]));
   EXPECT_TRUE(SameBits(results[2], results[0]));
+}
+
+class ExpertGradientsCuda : public MatMulCuda {
+ protected:
+  // c_e += a_e^T b_e for experts of `rows` rows, the c beside each other in memory; c as it is
+  // after that. `spoilt`: an expert whose rows are all NaN.
+  Floats Add(const Experts& e, const Types& types, std::optional<size_t> spoilt = {}) {
+    std::vector<int64_t> offset = {0};
+    for (const int64_t rows : e.rows) offset.push_back(offset.back() + rows);
+    Matrix a(queue(), types.a, 1, offset.back(), e.n, e.n + 8);
+    Matrix b(queue(), types.b, 2, offset.back(), e.k, e.k + 16);
+    const Matrix c(queue(), types.c, 3, std::ssize(e.rows) * e.n, e.k, e.k + 4);
+    if (spoilt) {
+      for (Matrix* m : {&a, &b}) {
+        std::fill(m->values.begin() + offset[*spoilt] * m->ld,
+                  m->values.begin() + offset[*spoilt + 1] * m->ld, kNaN);
+        m->memory = CudaTensor(queue(), kBF16, {m->rows, m->ld}, m->values);
+      }
+    }
+    std::vector<MatMulArgs> problems;
+    for (size_t i = 0; i < e.rows.size(); ++i) {
+      const auto at = static_cast<int64_t>(i) * e.n;
+      problems.push_back({a.tensor().Rows(offset[i], offset[i + 1]),
+                          b.tensor().Rows(offset[i], offset[i + 1]), c.tensor().Rows(at, at + e.n),
+                          true, false, true});
+    }
+    MatMulMany(queue(), problems);
+    want_.clear();
+    for (size_t i = 0; i < e.rows.size(); ++i) {
+      for (int64_t m = 0; m < e.n; ++m) {
+        for (int64_t n = 0; n < e.k; ++n) {
+          double sum = c.at(static_cast<int64_t>(i) * e.n + m, n);
+          for (int64_t r = offset[i]; r < offset[i + 1]; ++r) sum += a.at(r, m) * b.at(r, n);
+          want_.push_back(sum);
+        }
+      }
+    }
+    return RowsOf(c);
+  }
+  const std::vector<double>& want() const { return want_; }
+
+ private:
+  std::vector<double> want_;
+};
+
+// Matrices of one tile and of several, of whole tiles and of parts; runs of one chunk, of more than
+// there are stages, and of several experts; one matrix too large to be grouped.
+TEST_F(ExpertGradientsCuda, FollowTheSum) {
+  constexpr Types kGradients = {kBF16, kBF16, kF32};
+  const std::vector<int64_t> ragged = {0, 65, 0, 63, 1, 64, 251, 320, 0};
+  for (const Experts& e : {Experts{ragged, 128, 256},
+                           {ragged, 256, 256},
+                           {ragged, 136, 72},
+                           {ragged, 8, 320},
+                           {ragged, 24, 16},
+                           {{3000, 0, 2900, 40}, 512, 256},
+                           {{60'000, 21, 9000}, 16, 8},
+                           {{20'000, 1, 30'011}, 200, 24},
+                           {{0, 0, 3}, 264, 264},
+                           {{0, 0}, 64, 64},
+                           {{100, 30}, 1024, 1032}}) {
+    SCOPED_TRACE(testing::Message() << e.n << " x " << e.k << ", " << e.rows.size() << " experts");
+    const Floats got = Add(e, kGradients);
+    EXPECT_LE(RelativeError(got, want()), 1e-5);
+  }
+  const Floats got = Add({ragged, 72, 40}, {kF32, kF32, kF32});
+  EXPECT_LE(RelativeError(got, want()), 1e-5);
+}
+
+TEST_F(ExpertGradientsCuda, RunsGiveTheSameBits) {
+  const Experts e{{2000, 70, 0, 1500}, 136, 264};
+  const Floats first = Add(e, {kBF16, kBF16, kF32});
+  EXPECT_TRUE(SameBits(Add(e, {kBF16, kBF16, kF32}), first));
+}
+
+TEST_F(ExpertGradientsCuda, NoExpertSeesTheRowsOfAnother) {
+  const Experts e{{30, 100, 70}, 64, 72};
+  const Floats clean = Add(e, {kBF16, kBF16, kF32});
+  const Floats got = Add(e, {kBF16, kBF16, kF32}, 1);
+  const auto matrix = static_cast<size_t>(e.n * e.k);
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (i / matrix == 1) {
+      ASSERT_TRUE(std::isnan(got[i])) << i;
+    } else {
+      ASSERT_EQ(got[i], clean[i]) << i;
+    }
+  }
 }
 
 // A router's logits: bf16 rows, float32 weights, few columns.

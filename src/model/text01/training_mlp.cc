@@ -104,17 +104,17 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
                            .d_up = d_up,
                            .out = hidden,
                            .d_weight = d_weight});
-  groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
-    const auto gradient = [&](const Tensor& d_y, const Tensor& x, const TrainTensor& of) {
+  const auto add_gradients = [&](const Tensor& d_y, const Tensor& x, TrainTensor TrainExpert::*of) {
+    groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
       products.push_back({.a = groups.Of(e, d_y),
                           .b = groups.Of(e, x),
-                          .c = of.gradient,
+                          .c = (w.*of).gradient,
                           .transpose_a = true,
                           .add = true});
-    };
-    gradient(d_results, hidden, w.w2);
-    gradient(d_inputs, in, w.w13);
-  });
+    });
+  };
+  add_gradients(d_results, hidden, &TrainExpert::w2);
+  add_gradients(d_inputs, in, &TrainExpert::w13);
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back({.a = groups.Of(e, d_inputs), .b = w.w13.weight, .c = groups.Of(e, d_in)});
   });

@@ -46,6 +46,26 @@ struct Sizes {
   Keep keep;
 };
 
+// What the experts of a layer keep, or its dense FFN.
+void TakeExperts(Pieces& pieces, const Sizes& sizes, KeptLayer& l) {
+  const auto& [c, type, tokens, keep] = sizes;
+  const int64_t k = c.num_experts_per_token, rows = tokens * std::max<int64_t>(1, k);
+  if (c.num_experts > 0) {
+    constexpr const char* kRouting = "router logits and routes";
+    l.logits = pieces.Take(kRouting, DType::kF32, tokens, c.num_experts);
+    l.room.expert = pieces.Take(kRouting, DType::kI32, tokens, k);
+    l.room.share = pieces.Take(kRouting, DType::kF32, tokens, k);
+    l.room.row = pieces.Take(kRouting, DType::kI32, tokens, k);
+    l.room.token = pieces.Take(kRouting, DType::kI32, 1, rows);
+    l.room.weight = pieces.Take(kRouting, DType::kF32, 1, rows);
+  }
+  if (c.num_experts > 0 && keep == Keep::kAll) {
+    l.expert_x = pieces.Take(kExpertRows, type, rows, c.hidden_size);
+  }
+  constexpr const char* kProducts = "first products of the experts";
+  l.expert_inputs = pieces.Take(kProducts, type, rows, 2 * c.ffn_size);
+}
+
 KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
   const auto& [c, type, tokens, keep] = sizes;
   const int64_t width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
@@ -74,21 +94,7 @@ KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
     l.lse = pieces.Take(kOutputs, DType::kF32, tokens, c.num_heads);
   }
   l.attended = pieces.Take(kOutputs, type, tokens, width);
-  const int64_t k = c.num_experts_per_token, rows = tokens * std::max<int64_t>(1, k);
-  if (c.num_experts > 0) {
-    constexpr const char* kRouting = "router logits and routes";
-    l.logits = pieces.Take(kRouting, DType::kF32, tokens, c.num_experts);
-    l.room.expert = pieces.Take(kRouting, DType::kI32, tokens, k);
-    l.room.share = pieces.Take(kRouting, DType::kF32, tokens, k);
-    l.room.row = pieces.Take(kRouting, DType::kI32, tokens, k);
-    l.room.token = pieces.Take(kRouting, DType::kI32, 1, rows);
-    l.room.weight = pieces.Take(kRouting, DType::kF32, 1, rows);
-  }
-  if (c.num_experts > 0 && keep == Keep::kAll) {
-    l.expert_x = pieces.Take(kExpertRows, type, rows, c.hidden_size);
-  }
-  constexpr const char* kProducts = "first products of the experts";
-  l.expert_inputs = pieces.Take(kProducts, type, rows, 2 * c.ffn_size);
+  TakeExperts(pieces, sizes, l);
   return l;
 }
 
