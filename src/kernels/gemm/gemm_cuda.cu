@@ -262,6 +262,16 @@ bool MultiplyRows(Queue& queue, const GemmArgs& a, const void* w, int64_t first,
               .out_type = a.out.dtype});
 }
 
+// Rows first .. first + n - 1 of w, given as a matrix of bf16, and SiLU of the sums: our own
+// product has such an end, cuBLASLt none.
+void MultiplyRowsSilu(Queue& queue, const GemmArgs& a, const void* w, int64_t first, int64_t n) {
+  Tensor out(a.out.dtype, static_cast<std::byte*>(a.out.data) + first * SizeOf(a.out.dtype),
+             {a.out.dim(0), n});
+  out.stride[0] = a.out.stride[0];
+  const Tensor rows(DType::kBF16, const_cast<void*>(w), {n, a.w->k()});
+  DenseGemm(queue, {.x = a.x, .w = rows, .out = out, .activation = Activation::kSilu});
+}
+
 // Pieces are large, so that what the library leaves idle at a product's end counts for little.
 bool DecodeAndMultiply(Queue& queue, const GemmArgs& a) {
   constexpr int64_t kMostBytes = int64_t{160} << 20;
@@ -279,7 +289,11 @@ bool DecodeAndMultiply(Queue& queue, const GemmArgs& a) {
         std::countr_zero(static_cast<uint64_t>(a.w->type().group)), static_cast<int>(groups),
         static_cast<int>(rows), static_cast<int>(k), decoded);
     CheckLaunch();
-    if (!MultiplyRows(queue, a, decoded, first, rows)) return false;
+    if (a.activation == Activation::kSilu) {
+      MultiplyRowsSilu(queue, a, decoded, first, rows);
+    } else if (!MultiplyRows(queue, a, decoded, first, rows)) {
+      return false;
+    }
   }
   return true;
 }
@@ -294,13 +308,14 @@ bool MultiplyMany(Queue& queue, const GemmArgs& a) {
   const DType w = a.w->type().dtype;
   if (a.x.dtype == DType::kBF16 && w == DType::kI8) return DecodeAndMultiply(queue, a);
   if (a.x.dtype != w || (w == DType::kF32 && a.out.dtype != DType::kF32)) return false;
-  return MultiplyRows(queue, a, a.w->data(), 0, a.w->n());
-}
-
-// What kernels/cuda/dense_gemm.h takes.
-bool IsDenseBf16(const GemmArgs& a) {
-  return a.x.dtype == DType::kBF16 && a.w->type().dtype == DType::kBF16 && a.w->n() % 8 == 0 &&
-         a.w->k() % 8 == 0 && HasAlignedRows(a.x) && HasAlignedRows(a.out);
+  const bool silu = a.activation == Activation::kSilu;
+  if (silu && w == DType::kBF16) {
+    MultiplyRowsSilu(queue, a, a.w->data(), 0, a.w->n());
+    return true;
+  }
+  if (!MultiplyRows(queue, a, a.w->data(), 0, a.w->n())) return false;
+  if (silu) cuda::Silu(queue, a.out);
+  return true;
 }
 
 }  // namespace
@@ -317,13 +332,7 @@ void GemmMany(Queue& queue, std::span<const GemmArgs> problems) {
         ++end;
       }
       Stream(queue, problems.subspan(i, end - i));
-    } else if (a.x.dim(0) > kFewRows && a.activation == Activation::kSilu && IsDenseBf16(a)) {
-      // Our own product applies f to its sums; cuBLASLt has no such end.
-      const Tensor w(DType::kBF16, const_cast<void*>(a.w->data()), {a.w->n(), a.w->k()});
-      DenseGemm(queue, {.x = a.x, .w = w, .out = a.out, .activation = a.activation});
-    } else if (a.x.dim(0) > kFewRows && MultiplyMany(queue, a)) {
-      if (a.activation == Activation::kSilu) cuda::Silu(queue, a.out);
-    } else {
+    } else if (a.x.dim(0) <= kFewRows || !MultiplyMany(queue, a)) {
       MultiplyPlain(queue, a);
     }
     i = end;
