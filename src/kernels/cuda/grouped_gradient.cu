@@ -1,4 +1,6 @@
-// A block a multiprocessor works through one run of chunks:
+// A block a multiprocessor works through one run of chunks for one tile. Blocks side by side have
+// the same run for all tiles, so that its rows come from memory once and from the L2 cache after
+// that:
 //
 //   warpgroup 0      one thread keeps four chunks on their way: 64 rows of 128 columns of a and of
 //                    256 columns of b, in boxes of 64 columns
@@ -44,38 +46,35 @@ struct Gradients {
   int first_row[kMaxExperts + 1];
   int first_chunk[kMaxExperts + 1];  // of a tile
   int num_experts, tiles_m, num_tiles;
-  int run;  // chunks
+  int run, num_runs;  // chunks of a run
   int m, n;
   int64_t c_stride;
   float4* pieces;
 
-  __host__ __device__ int tile_chunks() const { return first_chunk[num_experts]; }
-  // Runs and the tiles of experts both ascend along the line, so their sum is a piece's own.
+  __host__ __device__ int num_chunks() const { return first_chunk[num_experts]; }
+  // Runs and experts both ascend along the rows, so their sum is a piece's own.
   __device__ float4* PieceOf(int run_number, int tile, int expert) const {
-    return pieces + int64_t{run_number + tile * num_experts + expert} * kPieceFours;
+    const int64_t piece = tile * (num_runs + num_experts) + run_number + expert;
+    return pieces + piece * kPieceFours;
   }
 };
 
-// Chunks of a run that are one tile's and one expert's.
+// Chunks of a run that are one expert's.
 struct Piece {
-  int tile, expert;
+  int expert;
   int row, end_row;  // the first row, and the end of the expert's
   int chunks;
 };
 
 template <typename F>
 __device__ __forceinline__ void ForEachPiece(const Gradients& p, F&& f) {
-  const int tile_chunks = p.tile_chunks();
-  int at = static_cast<int>(blockIdx.x) * p.run, expert = 0;
-  const int end = min(at + p.run, tile_chunks * p.num_tiles);
+  int at = static_cast<int>(blockIdx.x) / p.num_tiles * p.run, expert = 0;
+  const int end = min(at + p.run, p.num_chunks());
   while (at < end) {
-    const int tile = at / tile_chunks, in_tile = at % tile_chunks;
-    if (in_tile == 0) expert = 0;
-    while (p.first_chunk[expert + 1] <= in_tile) ++expert;
-    const int chunks = min(p.first_chunk[expert + 1] - in_tile, end - at);
-    f(Piece{.tile = tile,
-            .expert = expert,
-            .row = p.first_row[expert] + (in_tile - p.first_chunk[expert]) * kChunkRows,
+    while (p.first_chunk[expert + 1] <= at) ++expert;
+    const int chunks = min(p.first_chunk[expert + 1], end) - at;
+    f(Piece{.expert = expert,
+            .row = p.first_row[expert] + (at - p.first_chunk[expert]) * kChunkRows,
             .end_row = p.first_row[expert + 1],
             .chunks = chunks});
     at += chunks;
@@ -101,8 +100,9 @@ struct Shared {
 
 __device__ __forceinline__ void Produce(const Gradients& p, const Shared& s) {
   Ring ring;
+  const int tile = static_cast<int>(blockIdx.x) % p.num_tiles;
+  const int m = tile % p.tiles_m * kTileM, n = tile / p.tiles_m * kTileN;
   ForEachPiece(p, [&](const Piece& piece) {
-    const int m = piece.tile % p.tiles_m * kTileM, n = piece.tile / p.tiles_m * kTileN;
     for (int i = 0; i < piece.chunks; ++i) {
       uint8_t* const boxes = s.stages + ring.stage * kStageBytes;
       uint64_t* const full = &s.full[ring.stage];
@@ -169,7 +169,8 @@ __device__ __forceinline__ void Consume(const Gradients& p, const Shared& s) {
     WgmmaWait<0>();
     WgmmaHold(sum);
     Release(s, last);
-    float4* const to = p.PieceOf(static_cast<int>(blockIdx.x), piece.tile, piece.expert) + thread;
+    const int block = static_cast<int>(blockIdx.x);
+    float4* const to = p.PieceOf(block / p.num_tiles, block % p.num_tiles, piece.expert) + thread;
 #pragma unroll
     for (int j = 0; j < kFours; ++j) {
       to[j * kConsumerThreads] =
@@ -207,8 +208,7 @@ static_assert(kFours % kFoursOfBlock == 0);
 __global__ void __launch_bounds__(kConsumerThreads) AddPieces(const __grid_constant__ Gradients p) {
   const int tile = static_cast<int>(blockIdx.x) / p.num_experts;
   const int expert = static_cast<int>(blockIdx.x) % p.num_experts;
-  const int begin = tile * p.tile_chunks() + p.first_chunk[expert];
-  const int end = tile * p.tile_chunks() + p.first_chunk[expert + 1];
+  const int begin = p.first_chunk[expert], end = p.first_chunk[expert + 1];
   if (begin == end) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = tile % p.tiles_m * kTileM + warp * 16 + lane / 4;
@@ -257,13 +257,14 @@ Gradients ParamsOf(const GroupedGradientArgs& a) {
     p.c[e] = a.c[i];
     chunks += Tiles(a.offset[i + 1] - a.offset[i], kChunkRows);
   }
-  const int64_t tiles = GradientTiles(a.m, a.n), line = tiles * chunks;
-  Check(line < int64_t{1} << 30 && tiles * experts < int64_t{1} << 30,
+  const int64_t tiles = GradientTiles(a.m, a.n);
+  Check(tiles * (Multiprocessors() + experts) < int64_t{1} << 30,
         "GroupedGradient: too many tiles");
   p.num_experts = static_cast<int>(experts);
   p.tiles_m = static_cast<int>(Tiles(a.m, kTileM));
   p.num_tiles = static_cast<int>(tiles);
-  p.run = static_cast<int>(Tiles(line, Multiprocessors()));
+  p.run = static_cast<int>(Tiles(chunks, std::max<int64_t>(1, Multiprocessors() / tiles)));
+  p.num_runs = chunks == 0 ? 0 : static_cast<int>(Tiles(chunks, p.run));
   p.m = static_cast<int>(a.m);
   p.n = static_cast<int>(a.n);
   p.c_stride = a.c_stride;
@@ -278,8 +279,7 @@ int64_t GradientTiles(int64_t m, int64_t n) {
 
 void GroupedGradient(Queue& queue, const GroupedGradientArgs& a) {
   Gradients p = ParamsOf(a);
-  const int64_t line = int64_t{p.num_tiles} * p.tile_chunks();
-  if (line == 0) return;
+  if (p.num_runs == 0) return;
   Check(IsAligned(a.a, 2 * a.a_stride) && IsAligned(a.b, 2 * a.b_stride),
         "GroupedGradient takes rows that begin at multiples of 16 bytes");
   const auto map = [&](const void* rows, int64_t width, int64_t stride) {
@@ -295,13 +295,13 @@ void GroupedGradient(Queue& queue, const GroupedGradientArgs& a) {
     return true;
   }();
   static_cast<void>(enlarged);
-  const int64_t runs = Tiles(line, p.run), tiles = int64_t{p.num_tiles} * p.num_experts;
   Scratch scratch(queue);
-  p.pieces = scratch.Get<float4>((runs + tiles) * kPieceFours);
-  GradientPieces<<<static_cast<unsigned>(runs), kThreads, kSharedBytes, queue.stream()>>>(p);
+  p.pieces = scratch.Get<float4>(int64_t{p.num_tiles} * (p.num_runs + p.num_experts) * kPieceFours);
+  GradientPieces<<<static_cast<unsigned>(p.num_runs * p.num_tiles), kThreads, kSharedBytes,
+                   queue.stream()>>>(p);
   CheckLaunch();
-  AddPieces<<<dim3(static_cast<unsigned>(tiles), kFours / kFoursOfBlock), kConsumerThreads, 0,
-              queue.stream()>>>(p);
+  AddPieces<<<dim3(static_cast<unsigned>(p.num_tiles * p.num_experts), kFours / kFoursOfBlock),
+              kConsumerThreads, 0, queue.stream()>>>(p);
   CheckLaunch();
 }
 

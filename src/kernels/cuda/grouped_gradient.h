@@ -4,10 +4,11 @@
 //
 // Letters   R rows, E experts, M x N numbers of each expert's matrix.
 // Types     a and b bf16, sums and c float32.
-// Order     Experts' rows come in chunks of 64. The chunks of a tile of c_0, of the same tile of
-//           c_1 and so on, then those of the next tile make a line that is cut into as many runs as
-//           there are multiprocessors. What a run has of a tile is one chain over its rows, and is
-//           added to c after what the runs before it have.
+// Order     Experts' rows come in chunks of 64. The chunks of c_0, those of c_1 and so on make a
+// line
+//           that is cut into as many runs as there are multiprocessors for each tile. What a run
+//           has of an expert is one chain over its rows, and is added to c after what the runs
+//           before it have.
 // Limits    E of 64; M and N multiples of 8; rows of a, b and c at multiples of 16 bytes.
 // Cost      2 R M N flops. For matrices of few tiles, that leave multiprocessors idle one by one:
 //           room for 128 KB a multiprocessor and for as much each tile of each expert.

@@ -4,13 +4,11 @@
 // with less than two CTAs; every sum has the same order in both. One TMA copy brings its part of S
 // to shared memory, the rows come to registers, and all of it is in flight before the first is
 // used. The slices of a head work out the same scores; their k rows come from memory but once.
-// There are as many CTAs as fit at once, which take one part after another: so those of the next
-// kernel may begin as soon as one of these ends.
 //
-// CTAs that start while the kernel ahead still runs fetch S and rows of settled slots at once, so
-// that the memory works on while one kernel ends and the next begins.
-#include <algorithm>
-
+// CTAs that start while the kernel ahead still runs look up what they will read. Of settled slots
+// S and rows come at once, so that the memory works on while one kernel ends and the next begins;
+// of others they are asked for in L2 and read after the wait, so that what the kernel ahead writes
+// there meanwhile is seen.
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "device/tensor_map.cuh"
@@ -93,10 +91,11 @@ struct Item {
   const T *q, *k, *v;
   T *k_rows, *v_rows;
 
-  __device__ Item(const LightningParams& p, int index)
-      : sequence(SequenceAt(p, index / S::kSlices / p.heads)),
-        head(index / S::kSlices % p.heads),
-        first_column(index % S::kSlices * S::kSlice),
+  // This CTA's.
+  __device__ explicit Item(const LightningParams& p)
+      : sequence(SequenceAt(p, static_cast<int>(blockIdx.x) / S::kSlices / p.heads)),
+        head(static_cast<int>(blockIdx.x) / S::kSlices % p.heads),
+        first_column(static_cast<int>(blockIdx.x) % S::kSlices * S::kSlice),
         place(sequence.begin),
         slope(p.slope[head]) {
     const int64_t at = (sequence.first_row + place) * p.row_stride + head * p.head_stride;
@@ -112,6 +111,17 @@ struct Item {
   __device__ float* State(const LightningParams& p, int i) const {
     const int64_t kept = static_cast<int64_t>(sequence.slot) * p.heads + head;
     return p.s + (kept * S::kDim + i) * S::kDim;
+  }
+
+  // The slices of a head divide what lies together: each asks for as many rows of S as it has
+  // columns, the first for the rows of k, the last for those of v.
+  __device__ void Prefetch(const LightningParams& p) const {
+    constexpr int kStateBytes = S::kSlice * S::kDim * sizeof(float);
+    if (!sequence.fresh) PrefetchToL2(State(p, first_column), kStateBytes);
+    const int bytes = place * S::kDim * static_cast<int>(sizeof(T));
+    if (bytes == 0) return;
+    if (first_column == 0) PrefetchToL2(k_rows, bytes);
+    if (first_column == S::kDim - S::kSlice) PrefetchToL2(v_rows - first_column, bytes);
   }
 
   // kCount elements of row c of the block, from `at` on, of the slot; 0 from this row on.
@@ -142,35 +152,37 @@ template <typename S>
 struct Rows {
   Vector<typename S::T, S::kKeyPart> k[S::kKeyRows];  // rows thread / 16 + kKeyGroups i
   Vector<typename S::T, 4> v[kRowsEach];              // rows group + 16 i
+  int key_group, key_at, group, value_at;
 
-  __device__ static int KeyGroup() { return static_cast<int>(threadIdx.x) / kKeyLanes; }
-  __device__ static int KeyAt() { return static_cast<int>(threadIdx.x) % kKeyLanes * S::kKeyPart; }
-  __device__ static int Group() { return static_cast<int>(threadIdx.x) / S::kLanes; }
-  __device__ static int ValueAt() { return static_cast<int>(threadIdx.x) % S::kLanes * 4; }
+  __device__ Rows(int group_of_rows, int lane)
+      : key_group(static_cast<int>(threadIdx.x) / kKeyLanes),
+        key_at(static_cast<int>(threadIdx.x) % kKeyLanes * S::kKeyPart),
+        group(group_of_rows),
+        value_at(lane * 4) {}
 
   // Those that the slot has.
   __device__ void Fetch(const Item<S>& item) {
 #pragma unroll
     for (int i = 0; i < S::kKeyRows; ++i) {
-      k[i] = item.template Row<S::kKeyPart>(item.k_rows, KeyGroup() + i * S::kKeyGroups, KeyAt());
+      k[i] = item.template Row<S::kKeyPart>(item.k_rows, key_group + i * S::kKeyGroups, key_at);
     }
 #pragma unroll
     for (int i = 0; i < kRowsEach; ++i) {
-      v[i] = item.template Row<4>(item.v_rows, Group() + i * kGroups, ValueAt());
+      v[i] = item.template Row<4>(item.v_rows, group + i * kGroups, value_at);
     }
   }
 
   // The new one.
   __device__ void Add(const Item<S>& item) {
-    const auto new_k = Load<S::kKeyPart>(item.k + KeyAt());
-    const auto new_v = Load<4>(item.v + ValueAt());
+    const auto new_k = Load<S::kKeyPart>(item.k + key_at);
+    const auto new_v = Load<4>(item.v + value_at);
 #pragma unroll
     for (int i = 0; i < S::kKeyRows; ++i) {
-      if (KeyGroup() + i * S::kKeyGroups == item.place) k[i] = new_k;
+      if (key_group + i * S::kKeyGroups == item.place) k[i] = new_k;
     }
 #pragma unroll
     for (int i = 0; i < kRowsEach; ++i) {
-      if (Group() + i * kGroups == item.place) v[i] = new_v;
+      if (group + i * kGroups == item.place) v[i] = new_v;
     }
   }
 };
@@ -197,8 +209,8 @@ __device__ void Scores(Shared<S>& shared, const Item<S>& item, const Rows<S>& ro
 
 // The block is complete: S = exp(-slope B) S + sum over c of exp(-slope (B - 1 - c)) k_c^T v_c.
 template <typename S>
-__device__ void Fold(Shared<S>& shared, const LightningParams& p, int index, int group, int lane) {
-  const Item<S> item(p, index);  // anew: kept, it would cost registers all along
+__device__ void Fold(Shared<S>& shared, const LightningParams& p, int group, int lane) {
+  const Item<S> item(p);  // anew: kept, it would cost registers all along
   using T = typename S::T;
   constexpr int kLoads = kGroups / S::kKeyGroups;
   const int key_group = static_cast<int>(threadIdx.x) / kKeyLanes;
@@ -243,13 +255,44 @@ __device__ void Fold(Shared<S>& shared, const LightningParams& p, int index, int
   for (int i = 0; i < S::kStateRows; ++i) *reinterpret_cast<float4*>(to + i * S::kDim) = s[i];
 }
 
-// The sum over the rows and over S, which has arrived if the sequence has one.
+// The first `num_early` CTAs may start while the kernel ahead runs.
 template <typename S>
-__device__ void Output(Shared<S>& shared, const LightningParams& p, const Item<S>& item,
-                       const Rows<S>& rows, int group, int lane) {
-  const int thread = threadIdx.x;
+__global__ void __launch_bounds__(S::kThreads, S::kResident)
+    Decode(const __grid_constant__ LightningParams p, const __grid_constant__ CUtensorMap states,
+           unsigned num_early) {
+  __shared__ Shared<S> shared;
+  const int thread = threadIdx.x, group = thread / S::kLanes, lane = thread % S::kLanes;
+  const Item<S> item(p);
+  const bool fresh = item.sequence.fresh, empty = item.sequence.total == 0;
+  Rows<S> rows(group, lane);
+  const auto fetch = [&] {
+    if (thread == 0 && !fresh) {
+      BarrierExpect(&shared.full, sizeof(shared.s));
+      TmaLoad(shared.s, &states, &shared.full, item.first_column,
+              (item.sequence.slot * p.heads + item.head) * S::kDim);
+    }
+    rows.Fetch(item);
+  };
+  if (thread == 0) {
+    TmaPrefetch(&states);
+    if (!p.settled && blockIdx.x < num_early && !empty) item.Prefetch(p);
+    BarrierInit(&shared.full, 1);
+    BarrierInitFence();
+  }
+  if (p.settled && !empty) fetch();
+  AwaitEarlierKernels();
+  AllowNextKernel();
+  if (empty) return;
+  if (!p.settled) fetch();
+  rows.Add(item);
+  if (thread < S::kDim) shared.q[thread] = Widen(item.q[thread]);
+  KeepRow(item);
+  Scores(shared, item, rows);
+  __syncthreads();
+
   float4 o = {0, 0, 0, 0};
-  if (!item.sequence.fresh) {
+  if (!fresh) {
+    BarrierWait(&shared.full, 0);
 #pragma unroll
     for (int i = 0; i < S::kStateRows; ++i) {
       const int row = group * S::kStateRows + i;
@@ -277,67 +320,19 @@ __device__ void Output(Shared<S>& shared, const LightningParams& p, const Item<S
                            item.head * p.out_head_stride + item.first_column + thread] =
         Narrow<T>(total);
   }
-}
-
-template <typename S>
-__global__ void __launch_bounds__(S::kThreads, S::kResident)
-    Decode(const __grid_constant__ LightningParams p, const __grid_constant__ CUtensorMap states,
-           int num_items) {
-  __shared__ Shared<S> shared;
-  const int thread = threadIdx.x, group = thread / S::kLanes, lane = thread % S::kLanes;
-  Rows<S> rows;
-  uint32_t parity = 0;
-  if (thread == 0) {
-    TmaPrefetch(&states);
-    BarrierInit(&shared.full, 1);
-    BarrierInitFence();
-  }
-  const int begin = static_cast<int>(blockIdx.x), step = static_cast<int>(gridDim.x);
-  for (int index = begin; index < num_items; index += step) {
-    const Item<S> item(p, index);
-    if (index > begin) {
-      __syncthreads();  // all have done with what was in shared memory
-    } else if (!p.settled) {
-      AwaitEarlierKernels();
-    }
-    if (item.sequence.total > 0) {
-      if (thread == 0 && !item.sequence.fresh) {
-        BarrierExpect(&shared.full, sizeof(shared.s));
-        TmaLoad(shared.s, &states, &shared.full, item.first_column,
-                (item.sequence.slot * p.heads + item.head) * S::kDim);
-      }
-      rows.Fetch(item);
-    }
-    if (index == begin) {
-      AwaitEarlierKernels();
-      AllowNextKernel();
-    }
-    if (item.sequence.total == 0) continue;
-    rows.Add(item);
-    if (thread < S::kDim) shared.q[thread] = Widen(item.q[thread]);
-    KeepRow(item);
-    Scores(shared, item, rows);
-    __syncthreads();
-    if (!item.sequence.fresh) {
-      BarrierWait(&shared.full, parity);
-      parity ^= 1;
-    }
-    Output(shared, p, item, rows, group, lane);
-    if (item.place == kB - 1) Fold(shared, p, index, group, lane);
-  }
+  if (item.place == kB - 1) Fold(shared, p, group, lane);
 }
 
 template <typename S>
 void Launch(Queue& queue, const LightningParams& p) {
-  const int items = p.num_seqs * p.heads * S::kSlices;
-  const int ctas = std::min(items, S::kResident * Multiprocessors());
+  const auto ctas = static_cast<unsigned>(p.num_seqs) * static_cast<unsigned>(p.heads) * S::kSlices;
   const CUtensorMap states = MakeTensorMap(p.s, {.type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
                                                  .dims = {S::kDim, p.num_slots * p.heads * S::kDim},
                                                  .strides = {S::kDim * sizeof(float)},
                                                  .box = {S::kSlice, S::kDim},
                                                  .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE});
-  LaunchOverlapped(queue, Decode<S>, dim3(static_cast<unsigned>(ctas)), dim3(S::kThreads), 0, p,
-                   states, items);
+  LaunchOverlapped(queue, Decode<S>, dim3(ctas), dim3(S::kThreads), 0, p, states,
+                   static_cast<unsigned>(S::kResident * Multiprocessors()));
 }
 
 template <typename T, int kDim>

@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(32 * kShareWarps)
   const int64_t end = min((warp + 1) * run, pieces);
   float sum = 0.0f;
   if (i < width) {
-#pragma unroll 8
+#pragma unroll 32
     for (int64_t p = warp * run; p < end; ++p) sum += shares[p * width + i];
   }
   sums[warp][lane] = sum;
