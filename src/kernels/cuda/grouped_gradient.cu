@@ -219,15 +219,20 @@ __global__ void __launch_bounds__(kConsumerThreads) AddPieces(const __grid_const
     *to = make_float2(old.x + x, old.y + y);
   };
   const int first = static_cast<int>(blockIdx.y) * kFoursOfBlock;
-  for (int j = first; j < first + kFoursOfBlock; ++j) {
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    for (int run = begin / p.run; run <= (end - 1) / p.run; ++run) {
-      const float4 x = p.PieceOf(run, tile, expert)[j * kConsumerThreads + threadIdx.x];
-      sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+  float4 sum[kFoursOfBlock] = {};
+  for (int run = begin / p.run; run <= (end - 1) / p.run; ++run) {
+    const float4* const from = p.PieceOf(run, tile, expert) + threadIdx.x;
+#pragma unroll
+    for (int j = 0; j < kFoursOfBlock; ++j) {
+      const float4 x = from[(first + j) * kConsumerThreads];
+      sum[j].x += x.x, sum[j].y += x.y, sum[j].z += x.z, sum[j].w += x.w;
     }
-    const int column = tile / p.tiles_m * kTileN + 8 * j + lane % 4 * 2;
-    add(row, column, sum.x, sum.y);
-    add(row + 8, column, sum.z, sum.w);
+  }
+#pragma unroll
+  for (int j = 0; j < kFoursOfBlock; ++j) {
+    const int column = tile / p.tiles_m * kTileN + 8 * (first + j) + lane % 4 * 2;
+    add(row, column, sum[j].x, sum[j].y);
+    add(row + 8, column, sum[j].z, sum[j].w);
   }
 }
 
