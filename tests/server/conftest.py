@@ -99,8 +99,8 @@ def stress_server(tiny_dir):
     """Starts servers of the tiny model with the flags given; they must end with exit code 0."""
     servers = []
 
-    def start(*flags):
-        servers.append(Server(tiny_dir, *flags))
+    def start(*flags, **settings):
+        servers.append(Server(tiny_dir, *flags, **settings))
         return servers[-1]
 
     yield start

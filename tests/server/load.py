@@ -14,11 +14,12 @@ import random
 import time
 import urllib.parse
 
-KEEP_FROM = 4096  # bytes of an answer in which a client that leaves looks for its moment
+KEEP_FROM = 4096  # bytes before a new part in which a client that leaves looks for its moment, too
 
 
 class Answer:
-    """What came back: `status` is 0 where nothing did, `left` says that the client vanished."""
+    """What came back: `status` is 0 where nothing did, `left` says that the client vanished; one
+    that waited for a moment of the answer has the body up to there."""
 
     def __init__(self):
         self.status, self.headers, self.body, self.left = 0, {}, b"", False
@@ -97,9 +98,9 @@ async def read(reader, answer, leave):
         raw += part
         if answer.first is None and b'"choices":[{' in raw:
             answer.first = answer.times[-1]
-        if leave and leave(bytes(raw[-KEEP_FROM:])):
+        if leave and leave(bytes(raw[-len(part) - KEEP_FROM:])):
             answer.left = True
-            return
+            break
     answer.body = unchunk(bytes(raw)) if "transfer-encoding" in answer.headers else bytes(raw)
 
 

@@ -10,7 +10,7 @@ import time
 
 import load
 from conftest import Server, measured, stress
-from test_streams import TOOL, settled
+from test_streams import settled, tool
 
 pytestmark = stress
 
@@ -165,7 +165,7 @@ def mixed(i, chance):
         path = "/v1/chat/completions"
         body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
     if kind == "tools":
-        body |= {"tools": [TOOL], "tool_choice": "required", "max_tokens": 24}
+        body |= {"tools": [tool()], "tool_choice": "required", "max_tokens": 24}
     elif kind == "schema":
         schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}
         body |= {"response_format": {"type": "json_schema",
