@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -63,6 +64,20 @@ void ExtendPrefixKeys(const PrefixKey& root, std::span<const int32_t> tokens,
     hash.Add(bytes.data(), bytes.size());
     keys->push_back(hash.Value());
   }
+}
+
+int64_t CommonBlocks(std::span<const PrefixKey> a, std::span<const PrefixKey> b) {
+  // A chain that agrees at one place agrees everywhere before it.
+  size_t low = 0, high = std::min(a.size(), b.size());
+  while (low < high) {
+    const size_t middle = (low + high + 1) / 2;
+    if (a[middle - 1] == b[middle - 1]) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return static_cast<int64_t>(low);
 }
 
 int64_t RecentBlocks::CommonWith(std::span<const PrefixKey> keys) {

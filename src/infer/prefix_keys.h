@@ -44,6 +44,9 @@ PrefixKey PrefixRoot(std::string_view model, std::string_view salt);
 void ExtendPrefixKeys(const PrefixKey& root, std::span<const int32_t> tokens,
                       std::vector<PrefixKey>* keys);
 
+// How many blocks two texts have in common, from their keys.
+int64_t CommonBlocks(std::span<const PrefixKey> a, std::span<const PrefixKey> b);
+
 // Blocks that recent prompts had: where a new prompt parts from them, a later one may, too.
 // Remembers the last `most` to 2 `most` of them, 8 bytes and a hash table's overhead each.
 class RecentBlocks {

@@ -24,21 +24,6 @@ int64_t BorderAt(int64_t position) {
   return position / kBlock * kBlock;
 }
 
-// Whole blocks in which two texts agree.
-int64_t CommonBlocks(const std::vector<PrefixKey>& a, const std::vector<PrefixKey>& b) {
-  // A chain that agrees at one place agrees everywhere before it.
-  size_t low = 0, high = std::min(a.size(), b.size());
-  while (low < high) {
-    const size_t middle = (low + high + 1) / 2;
-    if (a[middle - 1] == b[middle - 1]) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  return static_cast<int64_t>(low);
-}
-
 }  // namespace
 
 Scheduler::Scheduler(Engine& engine, Snapshots& snapshots, const Helpers& helpers,

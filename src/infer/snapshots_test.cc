@@ -48,6 +48,9 @@ TEST(PrefixKeysTest, DifferWithTokenModelAndSaltFromThereOn) {
   EXPECT_EQ(edited[0], keys[0]);
   EXPECT_NE(edited[1], keys[1]);
   EXPECT_NE(edited[2], keys[2]);
+  EXPECT_EQ(CommonBlocks(edited, keys), 1);
+  EXPECT_EQ(CommonBlocks(std::span(keys).first(2), keys), 2);
+  EXPECT_EQ(CommonBlocks({}, keys), 0);
   EXPECT_NE(KeysOf(tokens, "a")[0], KeysOf(tokens, "b")[0]);
   EXPECT_NE(PrefixRoot("model", ""), PrefixRoot("mode", "l"));
 }
