@@ -40,7 +40,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   } else {
     context = nullptr;
   }
-  const auto pieces = parsed->Render(messages, tools, true, context);
+  const auto pieces = parsed->Render(messages, tools, true, &context);
   if (!pieces.ok()) return 0;
   for (size_t i = 0; i < pieces->size(); ++i) {
     const mm01::RenderedPiece& piece = (*pieces)[i];

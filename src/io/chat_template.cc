@@ -153,8 +153,10 @@ void ChatTemplate::SetSpecialToken(std::string name, std::string text) {
 
 Result<std::vector<RenderedPiece>> ChatTemplate::Render(const Json& messages, const Json& tools,
                                                         bool add_generation_prompt,
-                                                        const Json& extra) const {
-  MM01_RETURN_IF_ERROR(CheckRequest(messages, tools, extra));
+                                                        const Json* extra) const {
+  const Json none;
+  const Json& variables = extra != nullptr ? *extra : none;
+  MM01_RETURN_IF_ERROR(CheckRequest(messages, tools, variables));
   jinja::Runtime rt;
   std::vector<std::pair<std::string_view, jinja::Value>> names;
   MM01_ASSIGN_OR_RETURN(const jinja::Value message_list, rt.FromJson(messages, "messages"));
@@ -163,8 +165,8 @@ Result<std::vector<RenderedPiece>> ChatTemplate::Render(const Json& messages, co
   names.emplace_back("tools", tool_list);
   names.emplace_back("documents", jinja::Value::None());
   names.emplace_back("add_generation_prompt", jinja::Value::Bool(add_generation_prompt));
-  if (extra.is_object()) {
-    for (const auto& [name, json] : extra.get_ref<const Json::object_t&>()) {
+  if (variables.is_object()) {
+    for (const auto& [name, json] : variables.get_ref<const Json::object_t&>()) {
       MM01_ASSIGN_OR_RETURN(const jinja::Value v, rt.FromJson(json, "template variables"));
       names.emplace_back(name, v);
     }
@@ -178,11 +180,6 @@ Result<std::vector<RenderedPiece>> ChatTemplate::Render(const Json& messages, co
   MM01_RETURN_IF_ERROR(evaluator.Run(program_->body, names, out));
   MM01_ASSIGN_OR_RETURN(const jinja::Value text, rt.Built(std::move(out)));
   return Pieces(*text.text);
-}
-
-Result<std::vector<RenderedPiece>> ChatTemplate::Render(const Json& messages, const Json& tools,
-                                                        bool add_generation_prompt) const {
-  return Render(messages, tools, add_generation_prompt, nullptr);
 }
 
 Result<std::optional<ChatTemplate>> LoadChatTemplate(const std::string& model_dir) {

@@ -60,14 +60,13 @@ class ChatTemplate {
   // A variable of the template that is trusted: bos_token and the like.
   void SetSpecialToken(std::string name, std::string text);
 
-  // `messages` is an array of objects, `tools` null or an array; `extra` is null or an object with
-  // further variables. Neighbouring pieces differ in trust and none is empty. Safe to call from
-  // several threads. Errors: Invalid, also where the template itself raises an exception;
+  // `messages` is an array of objects, `tools` null or an array; `extra` points to an object with
+  // further variables, or to null. Neighbouring pieces differ in trust and none is empty. Safe to
+  // call from several threads. Errors: Invalid, also where the template itself raises an exception;
   // Unsupported; TooLarge over the limits.
   Result<std::vector<RenderedPiece>> Render(const Json& messages, const Json& tools,
-                                            bool add_generation_prompt, const Json& extra) const;
-  Result<std::vector<RenderedPiece>> Render(const Json& messages, const Json& tools,
-                                            bool add_generation_prompt) const;  // `extra` null
+                                            bool add_generation_prompt,
+                                            const Json* extra = nullptr) const;
 
  private:
   explicit ChatTemplate(std::unique_ptr<jinja::Program> program);

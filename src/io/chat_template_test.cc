@@ -54,7 +54,7 @@ TEST(ChatTemplate, RendersWhatJinja2Rendered) {
     }
     ++num_cases;
     const auto got = current->ok()
-                         ? (*current)->Render(c["messages"], c["tools"], c["gen"], c["extra"])
+                         ? (*current)->Render(c["messages"], c["tools"], c["gen"], &c["extra"])
                          : Result<std::vector<RenderedPiece>>(current->status());
     if (c.contains("error")) {
       ++num_errors;
@@ -253,8 +253,9 @@ TEST(ChatTemplate, LongChainsAreNotDeep) {
 TEST(ChatTemplate, BadRequestsAreNamed) {
   const ChatTemplate& t = ChatTemplate::Text01();
   const auto error = [&](const char* messages, const char* tools, const char* extra) {
-    const auto got = t.Render(ParseJson(messages, "").value(), ParseJson(tools, "").value(), false,
-                              ParseJson(extra, "").value());
+    const Json variables = ParseJson(extra, "").value();
+    const auto got =
+        t.Render(ParseJson(messages, "").value(), ParseJson(tools, "").value(), false, &variables);
     return got.ok() ? "" : got.status().message();
   };
   EXPECT_EQ(error("{}", "null", "null"), "messages: of type object, wanted an array");
