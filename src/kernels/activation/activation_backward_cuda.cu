@@ -12,11 +12,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The slope of x sigmoid(x), s being sigmoid(x).
-__device__ __forceinline__ float SiluSlope(float x, float s) {
-  return s * (1.0f + x * (1.0f - s));
-}
-
 struct Matrices {
   AnyRows a, b, out;
   int64_t pieces, count;  // of kWide numbers: of a row, of all
@@ -28,7 +23,7 @@ struct SiluValue {
 };
 struct SiluGradient {
   static constexpr bool kHasB = true;
-  __device__ float operator()(float x, float dy) const { return dy * SiluSlope(x, Sigmoid(x)); }
+  __device__ float operator()(float x, float dy) const { return dy * SiluSlope(x); }
 };
 struct SwiGluValue {
   static constexpr bool kHasB = true;

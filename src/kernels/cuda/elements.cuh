@@ -61,6 +61,14 @@ __device__ __forceinline__ float Sigmoid(float x) {
   return quotient;
 }
 
+// The slope of SiLU(x) = x s, s being Sigmoid(x).
+__device__ __forceinline__ float SiluSlope(float x, float s) {
+  return s * (1.0f + x * (1.0f - s));
+}
+__device__ __forceinline__ float SiluSlope(float x) {
+  return SiluSlope(x, Sigmoid(x));
+}
+
 // Do all rows begin at multiples of 16 bytes?
 inline bool HasAlignedRows(const Tensor& t) {
   if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0) return false;

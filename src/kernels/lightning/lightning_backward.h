@@ -11,16 +11,20 @@
 //   dV = diag(lambda^(m-r)) K G    + [(Q K^T) * M]^T dO
 //   dS = lambda^m G + Q^T diag(lambda^r) dO
 //
+// Where q = SiLU(pre_q) and so for k and v, and these are given, it is their gradients that leave:
+//
+//   d_pre_q = dQ * SiLU'(pre_q) in place of dQ, and so for dK and dV
+//
 // Slopes are fixed and have no gradient. State and gradient enter and leave, so a document may be
 // cut at a border of its blocks: over calls, or over ranks.
 //
 // Letters   T rows of all documents, N documents, H heads, K = V = head dim (a multiple of 16).
-// Types     float32; on a GPU rows may also be bf16, all of one type. cu_seqlens int64.
+// Types     float32; on a GPU rows may also be bf16, all of one type. cu_seqlens int64. Before
+//           SiLU' dQ, dK and dV are float32: results of bf16 are rounded once.
 // Order     an item is a head of a document, which walks its blocks in order: bits depend on the
 //           document alone.
 // Cost      forward as lightning.h; backward two sweeps over the blocks, 10 K V + 10 B K flops a
-// row
-//           and head; nothing of the forward pass is kept but q, k and v.
+//           row and head; nothing of the forward pass is kept but q, k and v.
 // Errors    Shapes that disagree are our own bug: Check throws.
 // Sources   [LA2] Lightning Attention-2, arXiv:2401.04658.
 #pragma once
@@ -43,11 +47,12 @@ struct LightningPassArgs {
 void LightningPass(Queue& queue, const LightningPassArgs& args);
 
 struct LightningBackwardArgs {
-  Tensor q, k, v, slope, cu_seqlens, s_in;  // as in the pass
-  Tensor d_out;                             // [T, H, V]
-  Tensor d_s_out;                           // [N, H, K, V]  may be empty: zero
-  Tensor dq, dk, dv;                        // [T, H, K]     overwritten; may be strided
-  Tensor d_s_in;                            // [N, H, K, V]  may be empty: nobody reads it
+  Tensor q, k, v, slope, cu_seqlens, s_in;    // as in the pass
+  Tensor d_out;                               // [T, H, V]
+  Tensor d_s_out;                             // [N, H, K, V]  may be empty: zero
+  Tensor dq, dk, dv;                          // [T, H, K]     overwritten; may be strided
+  Tensor d_s_in;                              // [N, H, K, V]  may be empty: nobody reads it
+  Tensor pre_q = {}, pre_k = {}, pre_v = {};  // [T, H, K]     or all empty; may be strided
 };
 
 void LightningBackward(Queue& queue, const LightningBackwardArgs& args);

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/activation/activation_backward.h"
 #include "kernels/lightning/decay.h"
 #include "kernels/lightning/lightning_backward.h"
 #ifdef MM01_CUDA
@@ -271,6 +272,21 @@ void CheckShapes(const Tensor& q, std::initializer_list<const Tensor*> alike,
   }
 }
 
+// d [T, H, K], the gradient of SiLU(pre), becomes that of pre.
+void ThroughSilu(Queue& queue, const Tensor& pre, const Tensor& d) {
+  if (pre.empty()) return;
+  const auto of_head = [](const Tensor& rows, int64_t head) {
+    const auto view = rows.As<float, 3>();
+    Tensor t(view.data + head * view.stride[1], {view.dim(0), view.dim(2)});
+    t.stride[0] = view.stride[0];
+    return t;
+  };
+  for (int64_t h = 0; h < d.dim(1); ++h) {
+    const Tensor gradient = of_head(d, h);
+    SiluBackward(queue, {.x = of_head(pre, h), .d_out = gradient, .d_x = gradient});
+  }
+}
+
 }  // namespace
 
 HWY_EXPORT(LightningPassTarget);
@@ -286,7 +302,15 @@ void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
   MM01_ON_CUDA(queue, LightningBackward(queue, a));
   CheckShapes(a.q, {&a.k, &a.v, &a.d_out, &a.dq, &a.dk, &a.dv}, {&a.s_in, &a.d_s_out, &a.d_s_in},
               a.cu_seqlens.dim(0) - 1);
+  for (const Tensor* pre : {&a.pre_q, &a.pre_k, &a.pre_v}) {
+    Check(pre->empty() == a.pre_q.empty(),
+          "Lightning: some of q, k and v have no rows before SiLU");
+    if (!pre->empty()) CheckShapes(a.q, {pre}, {}, 0);
+  }
   HWY_DYNAMIC_DISPATCH(LightningBackwardTarget)(queue, a);
+  ThroughSilu(queue, a.pre_q, a.dq);
+  ThroughSilu(queue, a.pre_k, a.dk);
+  ThroughSilu(queue, a.pre_v, a.dv);
 }
 
 }  // namespace mm01

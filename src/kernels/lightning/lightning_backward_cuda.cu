@@ -2,8 +2,9 @@
 #include "kernels/lightning/lightning_backward_cuda.h"
 
 #include <algorithm>
-#include <initializer_list>
 #include <limits>
+#include <span>
+#include <vector>
 
 #include "base/check.h"
 #include "kernels/lightning/lightning_backward_sweep.cuh"
@@ -15,9 +16,9 @@ namespace {
 constexpr int kFewHeads = 16;
 
 // The tensors of a call in the order that its sweeps know them by, and what all sweeps share.
-SweepParams ParamsOf(std::initializer_list<const Tensor*> tensors, const Tensor& slope,
+SweepParams ParamsOf(std::span<const Tensor* const> tensors, const Tensor& slope,
                      const Tensor& cu_seqlens) {
-  const Tensor& q = **tensors.begin();
+  const Tensor& q = *tensors[0];
   SweepParams p{};
   for (const Tensor* t : tensors) {
     Check(t->rank == 3 && t->shape == q.shape && t->dtype == q.dtype && t->stride[2] == 1,
@@ -79,11 +80,13 @@ void Run(Queue& queue, DType dtype, const SweepParams& p) {
 
 void LightningPass(Queue& queue, const LightningPassArgs& a) {
   enum { kQ, kK, kV, kOut };
-  SweepParams p = ParamsOf({&a.q, &a.k, &a.v, &a.out}, a.slope, a.cu_seqlens);
+  const std::vector<const Tensor*> tensors = {&a.q, &a.k, &a.v, &a.out};
+  SweepParams p = ParamsOf(tensors, a.slope, a.cu_seqlens);
   p.sweep[p.num_sweeps++] = {.x = kQ,
                              .y = kK,
                              .z = kV,
                              .u = kOut,
+                             .pre = -1,
                              .back = false,
                              .transposed = false,
                              .state_in = StateOf(a.s_in, p),
@@ -93,13 +96,18 @@ void LightningPass(Queue& queue, const LightningPassArgs& a) {
 }
 
 void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
-  enum { kQ, kK, kV, kDOut, kDq, kDk, kDv };
+  enum { kQ, kK, kV, kDOut, kDq, kDk, kDv, kPreQ, kPreK, kPreV };
+  const std::vector<const Tensor*> tensors = {&a.q,  &a.k,  &a.v,     &a.d_out, &a.dq,
+                                              &a.dk, &a.dv, &a.pre_q, &a.pre_k, &a.pre_v};
+  const bool has_pre = !a.pre_q.empty();
   SweepParams p =
-      ParamsOf({&a.q, &a.k, &a.v, &a.d_out, &a.dq, &a.dk, &a.dv}, a.slope, a.cu_seqlens);
+      ParamsOf(std::span(tensors).first(has_pre ? kPreV + 1 : kPreQ), a.slope, a.cu_seqlens);
+  const auto pre = [&](int32_t tensor) { return has_pre ? tensor : -1; };
   p.sweep[p.num_sweeps++] = {.x = kDOut,
                              .y = kV,
                              .z = kK,
                              .u = kDq,
+                             .pre = pre(kPreQ),
                              .back = false,
                              .transposed = true,
                              .state_in = StateOf(a.s_in, p),
@@ -109,6 +117,7 @@ void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
                              .y = kDOut,
                              .z = kQ,
                              .u = kDk,
+                             .pre = pre(kPreK),
                              .back = true,
                              .transposed = true,
                              .state_in = StateOf(a.d_s_out, p),
@@ -118,11 +127,14 @@ void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
                              .y = kQ,
                              .z = kDOut,
                              .u = kDv,
+                             .pre = pre(kPreV),
                              .back = true,
                              .transposed = false,
                              .state_in = StateOf(a.d_s_out, p),
                              .state_out = StateOf(a.d_s_in, p),
                              .borders = nullptr};
+  Check(a.pre_k.empty() != has_pre && a.pre_v.empty() != has_pre,
+        "Lightning: some of q, k and v have no rows before SiLU");
   Check(a.d_s_in.empty() || a.d_s_in.data != a.d_s_out.data,
         "Lightning: d_s_in and d_s_out are the same memory");
   Run(queue, a.q.dtype, p);

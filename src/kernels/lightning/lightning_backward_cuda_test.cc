@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "device/device.h"
+#include "kernels/activation/activation_backward_ref.h"
 #include "kernels/lightning/lightning_backward_ref.h"
 #include "kernels/lightning/lightning_cases.h"
 #include "testing/arrays.h"
@@ -30,10 +31,11 @@ struct Problem {
   int64_t heads, dim;
   std::vector<int64_t> cu = {0};
   Floats slope, qkv, d_out;
+  Floats pre;            // qkv before SiLU, whose gradients are wanted then; or empty
   Floats s_in, d_s_out;  // [N, H, K, V], or empty
 
   struct Options {
-    bool silu = false, states = true;
+    bool silu = false, through_silu = false, states = true;
     int64_t layer = 3;
     uint64_t stream = 1;
   };
@@ -47,17 +49,21 @@ struct Problem {
     for (const int64_t n : lengths) cu.push_back(cu.back() + n);
     qkv = RandomFloats(options.stream, rows() * width() * 3);
     d_out = RandomFloats(options.stream + 1, rows() * width());
-    if (options.silu) {
+    RoundToType(qkv);
+    if (options.through_silu) pre = qkv;
+    if (options.silu || options.through_silu) {
       for (float& x : qkv) x = x / (1.0f + std::exp(-x));
     }
-    if (dtype == DType::kBF16) {
-      for (Floats* values : {&qkv, &d_out}) {
-        for (float& x : *values) x = ToFloat(ToBF16(x));
-      }
-    }
+    RoundToType(qkv);
+    RoundToType(d_out);
     if (!options.states) return;
     s_in = RandomFloats(options.stream + 2, documents() * width() * dim);
     d_s_out = RandomFloats(options.stream + 3, documents() * width() * dim);
+  }
+
+  void RoundToType(Floats& values) const {
+    if (dtype == DType::kF32) return;
+    for (float& x : values) x = ToFloat(ToBF16(x));
   }
 
   int64_t rows() const { return cu.back(); }
@@ -75,6 +81,7 @@ struct Problem {
     };
     p.cu = {0, end - begin};
     p.qkv = cut(qkv, 3 * width());
+    if (!pre.empty()) p.pre = cut(pre, 3 * width());
     p.d_out = cut(d_out, width());
     return p;
   }
@@ -90,13 +97,14 @@ struct Problem {
   }
 
   LightningReference Reference() const {
-    const auto part = [&](int64_t which) {
+    const auto part_of = [&](const Floats& all, int64_t which) {
       Doubles x;
-      for (int64_t i = which; i < rows() * heads * 3; i += 3) {
-        x.insert(x.end(), qkv.begin() + i * dim, qkv.begin() + (i + 1) * dim);
+      for (int64_t i = which; i < std::ssize(all) / dim; i += 3) {
+        x.insert(x.end(), all.begin() + i * dim, all.begin() + (i + 1) * dim);
       }
       return x;
     };
+    const auto part = [&](int64_t which) { return part_of(qkv, which); };
     const auto doubles = [](const Floats& x) { return Doubles(x.begin(), x.end()); };
     LightningReference r{.heads = heads,
                          .dim = dim,
@@ -114,6 +122,11 @@ struct Problem {
                          .d_s_in = {}};
     r.Pass();
     r.Backward(doubles(d_out), doubles(d_s_out));
+    int64_t which = 0;
+    for (Doubles* d : {&r.dq, &r.dk, &r.dv}) {
+      const Doubles before = part_of(pre, which++);
+      for (size_t i = 0; i < before.size(); ++i) (*d)[i] *= ReferenceSiluSlope(before[i]);
+    }
     return r;
   }
 };
@@ -151,18 +164,20 @@ class LightningBackwardCudaTest : public testing::Test {
   Results Run(const Problem& p) {
     const std::vector<int64_t> by_head = {p.rows(), p.heads, p.dim};
     const std::vector<int64_t> state = {p.documents(), p.heads, p.dim, p.dim};
-    const CudaTensor qkv(queue(), p.dtype, {p.rows(), p.heads, 3, p.dim}, p.qkv);
-    const CudaTensor d_qkv(queue(), p.dtype, {p.rows(), p.heads, 3, p.dim});
+    const std::vector<int64_t> fused = {p.rows(), p.heads, 3, p.dim};
+    const CudaTensor qkv(queue(), p.dtype, fused, p.qkv), d_qkv(queue(), p.dtype, fused);
     const CudaTensor d_out(queue(), p.dtype, by_head, p.d_out), out(queue(), p.dtype, by_head);
     const CudaTensor slope(queue(), DType::kF32, {p.heads}, p.slope);
     const CudaTensor cu = CudaTensor::Int64(queue(), p.cu);
     const CudaTensor s_out(queue(), DType::kF32, state), d_s_in(queue(), DType::kF32, state);
-    const auto given = [&](const Floats& values) {
-      return values.empty() ? nullptr
-                            : std::make_unique<CudaTensor>(queue(), DType::kF32, state, values);
+    const auto given = [&](DType type, const std::vector<int64_t>& shape, const Floats& values) {
+      return values.empty() ? nullptr : std::make_unique<CudaTensor>(queue(), type, shape, values);
     };
-    const auto s_in = given(p.s_in), d_s_out = given(p.d_s_out);
+    const auto s_in = given(DType::kF32, state, p.s_in);
+    const auto d_s_out = given(DType::kF32, state, p.d_s_out);
+    const auto pre = given(p.dtype, fused, p.pre);
     const auto tensor = [](const auto& t) { return t ? t->tensor() : Tensor(); };
+    const auto pre_part = [&](int64_t which) { return pre ? PartOf(*pre, which) : Tensor(); };
     cuda::LightningPass(queue(), {.q = PartOf(qkv, 0),
                                   .k = PartOf(qkv, 1),
                                   .v = PartOf(qkv, 2),
@@ -182,7 +197,10 @@ class LightningBackwardCudaTest : public testing::Test {
                                       .dq = PartOf(d_qkv, 0),
                                       .dk = PartOf(d_qkv, 1),
                                       .dv = PartOf(d_qkv, 2),
-                                      .d_s_in = d_s_in});
+                                      .d_s_in = d_s_in,
+                                      .pre_q = pre_part(0),
+                                      .pre_k = pre_part(1),
+                                      .pre_v = pre_part(2)});
     return {out.ToFloat(), s_out.ToFloat(), d_qkv.ToFloat(), d_s_in.ToFloat()};
   }
 
@@ -229,6 +247,31 @@ TEST_F(LightningBackwardCudaTest, FollowsTheRecurrenceOverManyItems) {
   }
 }
 
+TEST_F(LightningBackwardCudaTest, GradientsGoBackThroughSilu) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    for (const LightningCase& c : LightningCases()) {
+      for (const int64_t dim : {c.dim, int64_t{128}}) {
+        SCOPED_TRACE(std::string(c.name) + ", " + ToString(dtype) + ", " + std::to_string(dim));
+        const Problem p(dtype, c.lengths, c.heads, dim, {.through_silu = true, .layer = c.layer});
+        ExpectNear(p, Tolerance(dtype, p.rows() * p.width()));
+      }
+    }
+    SCOPED_TRACE(ToString(dtype) + ", many items");
+    ExpectNear(Problem(dtype, {130, 0, 1, 64, 63, 200}, 20, 128, {.through_silu = true}),
+               Tolerance(dtype));
+  }
+  ExpectNear(Problem(DType::kBF16, {1000}, 4, 128, {.through_silu = true, .states = false}),
+             1.75e-3);
+}
+
+// Where SiLU is flat, and where its slope is less than half has normal numbers for.
+TEST_F(LightningBackwardCudaTest, GradientsGoBackThroughTheTailsOfSilu) {
+  Problem p(DType::kBF16, {300}, 2, 128, {.through_silu = true, .states = false});
+  for (float& x : p.pre) x *= 6.0f;
+  p.RoundToType(p.pre);
+  ExpectNear(p, Tolerance(DType::kBF16));
+}
+
 TEST_F(LightningBackwardCudaTest, RoundingTheOutputIsAllThatBf16Costs) {
   const Floats first = LightningSlopes(SlopeRule::kOriginal, 64, 0, 80);
   const Floats last = LightningSlopes(SlopeRule::kOriginal, 64, 78, 80);
@@ -255,7 +298,7 @@ TEST_F(LightningBackwardCudaTest, LongDocuments) {
 
 TEST_F(LightningBackwardCudaTest, ADocumentHasTheSameBitsAloneAndInABatch) {
   for (const auto& [dtype, dim] : {std::pair{DType::kBF16, int64_t{128}}, {DType::kF32, 32}}) {
-    const Problem p(dtype, {90, 1, 2200, 64, 0, 129, 65}, 12, dim, {});
+    const Problem p(dtype, {90, 1, 2200, 64, 0, 129, 65}, 12, dim, {.through_silu = true});
     const Results all = Run(p);
     EXPECT_TRUE(SameBits(Run(p).d_qkv, all.d_qkv)) << "another run";
     for (int64_t n = 0; n < p.documents(); ++n) {
@@ -275,11 +318,12 @@ TEST_F(LightningBackwardCudaTest, ADocumentHasTheSameBitsAloneAndInABatch) {
 
 TEST_F(LightningBackwardCudaTest, NeighboursOfNaNChangeNoBit) {
   for (const auto& [dtype, dim] : {std::pair{DType::kBF16, int64_t{128}}, {DType::kF32, 32}}) {
-    const Problem good(dtype, {33, 150, 90}, 3, dim, {.states = false});
+    const Problem good(dtype, {33, 150, 90}, 3, dim, {.through_silu = true, .states = false});
     Problem bad = good;
     for (int64_t t = 0; t < bad.rows(); ++t) {
       if (t >= bad.cu[1] && t < bad.cu[2]) continue;
       std::fill_n(bad.qkv.begin() + t * 3 * bad.width(), 3 * bad.width(), kNaN);
+      std::fill_n(bad.pre.begin() + t * 3 * bad.width(), 3 * bad.width(), kNaN);
       std::fill_n(bad.d_out.begin() + t * bad.width(), bad.width(), kNaN);
     }
     const Results want = Run(good), got = Run(bad);
@@ -296,9 +340,11 @@ TEST_F(LightningBackwardCudaTest, NeighboursOfNaNChangeNoBit) {
 TEST_F(LightningBackwardCudaTest, Segments) {
   for (const bool states : {false, true}) {
     SCOPED_TRACE(states ? "states" : "no states");
-    ExpectNear(
-        Problem(DType::kBF16, {3, 2049, 0, 4160, 2048, 1}, 2, 128, {.states = states, .layer = 7}),
-        Tolerance(DType::kBF16));
+    for (const bool through_silu : {false, true}) {
+      const Problem p(DType::kBF16, {3, 2049, 0, 4160, 2048, 1}, 2, 128,
+                      {.through_silu = through_silu, .states = states, .layer = 7});
+      ExpectNear(p, Tolerance(DType::kBF16));
+    }
   }
 }
 

@@ -6,6 +6,7 @@
 // and is like one that goes on but for where its decay stands.
 #include "base/check.h"
 #include "device/check_cuda.cuh"
+#include "kernels/cuda/elements.cuh"
 #include "kernels/lightning/lightning_backward_sweep.cuh"
 #include "kernels/lightning/lightning_block.cuh"
 
@@ -51,6 +52,11 @@ struct Block {
   __device__ float4 V(int c, int column) const { return Row(z, c, column); }
 };
 
+__device__ float4 TimesSiluSlope(const float4& u, const float4& pre) {
+  return {u.x * SiluSlope(pre.x), u.y * SiluSlope(pre.y), u.z * SiluSlope(pre.z),
+          u.w * SiluSlope(pre.w)};
+}
+
 // W [Y, 16 columns of Z] of this CTA, element by element: f(element, where it is in the state).
 template <typename F>
 __device__ void ForEachElement(int dim, bool transposed, int first_column, const F& f) {
@@ -78,12 +84,16 @@ __global__ void __launch_bounds__(kThreads) GenericSweeps(const __grid_constant_
 
   for (int done = 0; done < item.segment.count; done += kB) {
     const Block<T> block(p, item, done);
-    const float4 u = OneBlock(shared, block, first_column,
-                              {.from_state = sweep.back ? 0 : 1,
-                               .into_state = sweep.back ? block.rows : block.rows - 1,
-                               .forget = Forget(slope, block.rows),
-                               .advance = true});
+    float4 u = OneBlock(shared, block, first_column,
+                        {.from_state = sweep.back ? 0 : 1,
+                         .into_state = sweep.back ? block.rows : block.rows - 1,
+                         .forget = Forget(slope, block.rows),
+                         .advance = true});
     if (row < block.rows) {
+      if (sweep.pre >= 0) {
+        const Rows<const T> pre(p.tensor[sweep.pre], item, done);
+        u = TimesSiluSlope(u, pre(row, first_column + quad * 4));
+      }
       const Rows<T> to(p.tensor[sweep.u], item, done);
       T* out = to.data + row * to.stride + first_column + quad * 4;
       out[0] = Narrow<T>(u.x);

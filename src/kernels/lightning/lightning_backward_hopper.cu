@@ -5,7 +5,8 @@
 // of Z. They share x and y: each loads one half and sends it to both. In a CTA, three warpgroups:
 //
 //   loads    one thread keeps TMA copies of the next blocks in flight
-//   scores   P = (X Y^T) * decay, to shared memory as two bf16 terms
+//   scores   P = (X Y^T) * decay, to shared memory as two bf16 terms; where u goes through SiLU's
+//            gradient, its slopes, there too: the state's warpgroup is the one others wait for
 //   state    W^T in registers, float32, for the whole document; works out
 //              U^T = (W^T X^T) * decay + Z^T P^T   and   W^T = decay W^T + (Z * decay)^T Y
 //
@@ -17,6 +18,7 @@
 #include "device/check_cuda.cuh"
 #include "device/tensor_map.cuh"
 #include "kernels/cuda/hopper.cuh"
+#include "kernels/lightning/lightning_backward_slopes.cuh"
 #include "kernels/lightning/lightning_backward_sweep.cuh"
 #include "kernels/lightning/lightning_fragments.cuh"
 
@@ -35,7 +37,8 @@ struct alignas(1024) Shared {
   __nv_bfloat16 z[kStages][kTile];    // this CTA's half of Z
   __nv_bfloat16 scores[2][2][kTile];  // two buffers; high and low terms
   __nv_bfloat16 out[2][kTile];
-  float score_decay[kB];  // exp(-slope n)
+  __half slopes[2][kTile];  // SiLU' where `out` has the same numbers; buffers as of `scores`
+  float score_decay[kB];    // exp(-slope n)
   // With r the place in a block and m the rows of the last one:
   PairDecays from_before;  // exp(-slope (r + 1))
   PairDecays to_end;       // exp(-slope (B - 1 - r))
@@ -43,6 +46,8 @@ struct alignas(1024) Shared {
   uint64_t full[kStages], empty[kStages];
   uint64_t scores_full[2], scores_empty[2];
 };
+
+static_assert(sizeof(Shared) <= 227 * 1024);
 
 struct Maps {
   CUtensorMap of[SweepParams::kMaxTensors];
@@ -135,8 +140,10 @@ __device__ void ScoreBlocks(Shared& shared, const SweepParams& p, const Items<fa
     const int num_blocks = item.num_blocks();
     for (int i = 0; i < num_blocks; ++i) {
       const int stage = ring.stage;
-      BarrierWait(&shared.full[stage], ring.parity);
       const Block block(item, i);
+      RowsBeforeSilu pre;
+      if (item.sweep.pre >= 0) pre.Fetch(p, item, block.row, block.rows, items.rank);
+      BarrierWait(&shared.full[stage], ring.parity);
       if (block.rows < kB) ClearRows(shared, stage, block.rows);
       float x[32];
       WgmmaFence();
@@ -150,6 +157,7 @@ __device__ void ScoreBlocks(Shared& shared, const SweepParams& p, const Items<fa
 
       StoreScores(shared.scores[buffer], x, decay);
       ProxyFence();
+      if (item.sweep.pre >= 0) pre.StoreSlopes(shared.slopes[buffer]);
       __syncwarp();
       if (thread % 32 == 0) BarrierArrive(&shared.scores_full[buffer]);
       ++num_done;
@@ -308,6 +316,7 @@ __device__ void StateBlocks(Shared& shared, const SweepParams& p, const Maps& ma
       first = Terms(w.half[0]);
       WgmmaWait<1>();
       WgmmaHold(u);
+      if (item.sweep.pre >= 0) MultiplyBySlopes(u, shared.slopes[buffer]);
       __syncwarp();
       if (first_lane) BarrierArrive(&shared.scores_empty[buffer]);
       StoreFragments(shared.out[buffer], u);

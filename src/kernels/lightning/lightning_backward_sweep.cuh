@@ -32,6 +32,7 @@ struct SweepTensor {
 
 struct Sweep {
   int32_t x, y, z, u;     // of SweepParams::tensor
+  int32_t pre;            // u is to be times SiLU' of this one; -1: as it is
   bool back;              // from the last row
   bool transposed;        // W^T is what lies in memory
   const float* state_in;  // [N, H, K, V] before the first row of the sweep; null: zero
@@ -52,7 +53,7 @@ struct SweepSegment {
 
 // Rows and items (a head of a document, or of a segment, in a sweep) are fewer than 2^31.
 struct SweepParams {
-  static constexpr int kMaxTensors = 7, kMaxSweeps = 3;
+  static constexpr int kMaxTensors = 10, kMaxSweeps = 3;
   SweepTensor tensor[kMaxTensors];
   Sweep sweep[kMaxSweeps];
   int32_t num_tensors, num_sweeps;

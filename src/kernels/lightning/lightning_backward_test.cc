@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "kernels/activation/activation_backward_ref.h"
 #include "kernels/lightning/lightning_backward_ref.h"
 #include "kernels/lightning/lightning_cases.h"
 #include "testing/arrays.h"
@@ -28,6 +29,7 @@ std::vector<int64_t> Offsets(const std::vector<int64_t>& lengths) {
 struct Problem {
   LightningReference ref;
   Doubles d_out, d_s_out;
+  Doubles pre_q, pre_k, pre_v;  // where q, k and v are SiLU of them
 
   explicit Problem(const LightningCase& c) {
     const int64_t rows = Offsets(c.lengths).back(), n = rows * c.heads * c.dim;
@@ -46,7 +48,21 @@ struct Problem {
     d_out = random(5, n);
     d_s_out = random(6, states);
   }
+
+  void ComeFromSilu() {
+    for (const auto& [pre, x] : {std::pair{&pre_q, &ref.q}, {&pre_k, &ref.k}, {&pre_v, &ref.v}}) {
+      *pre = *x;
+      for (double& number : *x)
+        number = static_cast<double>(static_cast<float>(ReferenceSilu(number)));
+    }
+  }
 };
+
+// The gradient of what SiLU was taken of.
+Doubles ThroughSilu(Doubles d, const Doubles& pre) {
+  for (size_t i = 0; i < d.size(); ++i) d[i] *= ReferenceSiluSlope(pre[i]);
+  return d;
+}
 
 // The op's results for the inputs of a reference.
 struct Results {
@@ -62,6 +78,7 @@ struct Results {
     const LightningReference& r = p.ref;
     const int64_t documents = r.documents(), rows = r.cu_seqlens.back();
     Floats q = ToFloats(r.q), k = ToFloats(r.k), v = ToFloats(r.v), slope = ToFloats(r.slope);
+    Floats pre_q = ToFloats(p.pre_q), pre_k = ToFloats(p.pre_k), pre_v = ToFloats(p.pre_v);
     Floats s_in = ToFloats(r.s_in), d_out = ToFloats(p.d_out), d_s_out = ToFloats(p.d_s_out);
     std::vector<int64_t> cu = r.cu_seqlens;
     const auto by_head = [&](auto& x) { return Tensor(x.data(), {rows, r.heads, r.dim}); };
@@ -88,7 +105,10 @@ struct Results {
                               .dq = by_head(dq),
                               .dk = by_head(dk),
                               .dv = by_head(dv),
-                              .d_s_in = states(d_s_in)});
+                              .d_s_in = states(d_s_in),
+                              .pre_q = by_head(pre_q),
+                              .pre_k = by_head(pre_k),
+                              .pre_v = by_head(pre_v)});
   }
 };
 
@@ -173,6 +193,20 @@ TEST(LightningBackwardTest, FollowsTheReference) {
   }
 }
 
+TEST(LightningBackwardTest, GradientsGoBackThroughSilu) {
+  Problem p({.name = "", .lengths = {70, 1, 130}, .heads = 3, .dim = 32});
+  p.ComeFromSilu();
+  p.ref.Backward(p.d_out, p.d_s_out);
+  OnEverySimdTarget([&] {
+    Queue queue(2);
+    const Results got(p, queue);
+    EXPECT_LE(RelativeError(got.dq, ThroughSilu(p.ref.dq, p.pre_q)), 1e-6);
+    EXPECT_LE(RelativeError(got.dk, ThroughSilu(p.ref.dk, p.pre_k)), 1e-6);
+    EXPECT_LE(RelativeError(got.dv, ThroughSilu(p.ref.dv, p.pre_v)), 1e-6);
+    EXPECT_LE(RelativeError(got.d_s_in, p.ref.d_s_in), 1e-6);
+  });
+}
+
 TEST(LightningBackwardTest, ThreadsDoNotChangeBits) {
   const Problem p({.name = "", .lengths = {70, 130, 9}, .heads = 3, .dim = 32});
   Queue one(1), three(3);
@@ -189,7 +223,8 @@ TEST(LightningBackwardTest, StridedAndCutAtABorder) {
   constexpr int64_t kRows = 200, kCut = 128, kHeads = 2, kDim = 16, kWidth = 3 * kHeads * kDim;
   constexpr int64_t kState = kHeads * kDim * kDim;
   Queue queue(2);
-  Floats qkv = RandomFloats(1, kRows * kWidth), d_out = RandomFloats(2, kRows * kHeads * kDim);
+  Floats qkv = RandomFloats(1, kRows * kWidth), pre = RandomFloats(3, kRows * kWidth);
+  Floats d_out = RandomFloats(2, kRows * kHeads * kDim);
   Floats slope = LightningSlopes(SlopeRule::kOriginal, kHeads, 5, 8);
   const auto third = [&](Floats& x, int64_t i) {
     Tensor t(x.data() + i * kDim, {kRows, kHeads, kDim});
@@ -210,7 +245,8 @@ TEST(LightningBackwardTest, StridedAndCutAtABorder) {
     LightningBackward(
         queue, {rows(third(qkv, 0)), rows(third(qkv, 1)), rows(third(qkv, 2)), slopes, offsets,
                 state(s_in), rows(Tensor(d_out.data(), {kRows, kHeads, kDim})), state(g_out),
-                rows(third(d_qkv, 0)), rows(third(d_qkv, 1)), rows(third(d_qkv, 2)), state(g_in)});
+                rows(third(d_qkv, 0)), rows(third(d_qkv, 1)), rows(third(d_qkv, 2)), state(g_in),
+                rows(third(pre, 0)), rows(third(pre, 1)), rows(third(pre, 2))});
   };
   Floats whole(qkv.size()), cut(qkv.size()), out(d_out.size()), out_cut(d_out.size());
   run(0, kRows, nullptr, nullptr, nullptr, nullptr, whole, out);

@@ -85,8 +85,10 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
                               .d_out = ByHead(d_attended, p.config.head_dim),
                               .dq = Third(d_fused, p.config, 0),
                               .dk = Third(d_fused, p.config, 1),
-                              .dv = Third(d_fused, p.config, 2)});
-  SiluBackward(p.queue, {.x = kept.qkv, .d_out = d_fused, .d_x = d_fused});
+                              .dv = Third(d_fused, p.config, 2),
+                              .pre_q = Third(kept.qkv, p.config, 0),
+                              .pre_k = Third(kept.qkv, p.config, 1),
+                              .pre_v = Third(kept.qkv, p.config, 2)});
   InputsBackward(p, layer, x, d_inputs, d_x);
 }
 
