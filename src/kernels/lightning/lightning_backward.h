@@ -35,13 +35,19 @@
 
 namespace mm01 {
 
+// On a GPU long documents of few heads are cut into segments, which run side by side, and the
+// states between them come from a pass of their own over k and v. Who has room for so many states,
+// [H, K, V] in float32, may hand them from the forward pass to the one back. The bits are the same.
+int64_t LightningBorders(Device device, DType type, int64_t rows, int64_t heads, int64_t dim);
+
 struct LightningPassArgs {
-  Tensor q, k, v;     // [T, H, K]     after SiLU; may be strided
-  Tensor slope;       // [H]
-  Tensor cu_seqlens;  // [N + 1]
-  Tensor s_in;        // [N, H, K, V]  state before each document; may be empty: zero
-  Tensor out;         // [T, H, V]
-  Tensor s_out;       // [N, H, K, V]  state after it; may be empty: nobody reads it
+  Tensor q, k, v;       // [T, H, K]     after SiLU; may be strided
+  Tensor slope;         // [H]
+  Tensor cu_seqlens;    // [N + 1]
+  Tensor s_in;          // [N, H, K, V]  state before each document; may be empty: zero
+  Tensor out;           // [T, H, V]
+  Tensor s_out;         // [N, H, K, V]  state after it; may be empty: nobody reads it
+  Tensor borders = {};  // states between segments; may be empty: nobody reads them
 };
 
 void LightningPass(Queue& queue, const LightningPassArgs& args);
@@ -53,6 +59,7 @@ struct LightningBackwardArgs {
   Tensor dq, dk, dv;                          // [T, H, K]     overwritten; may be strided
   Tensor d_s_in;                              // [N, H, K, V]  may be empty: nobody reads it
   Tensor pre_q = {}, pre_k = {}, pre_v = {};  // [T, H, K]     or all empty; may be strided
+  Tensor borders = {};                        // of the pass over the same rows; may be empty
 };
 
 void LightningBackward(Queue& queue, const LightningBackwardArgs& args);

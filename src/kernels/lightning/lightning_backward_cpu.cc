@@ -292,6 +292,15 @@ void ThroughSilu(Queue& queue, const Tensor& pre, const Tensor& d) {
 HWY_EXPORT(LightningPassTarget);
 HWY_EXPORT(LightningBackwardTarget);
 
+int64_t LightningBorders([[maybe_unused]] Device device, [[maybe_unused]] DType type,
+                         [[maybe_unused]] int64_t rows, [[maybe_unused]] int64_t heads,
+                         [[maybe_unused]] int64_t dim) {
+#ifdef MM01_CUDA
+  if (device == Device::kCuda) return cuda::LightningBorders(type, rows, heads, dim);
+#endif
+  return 0;
+}
+
 void LightningPass(Queue& queue, const LightningPassArgs& a) {
   MM01_ON_CUDA(queue, LightningPass(queue, a));
   CheckShapes(a.q, {&a.k, &a.v, &a.out}, {&a.s_in, &a.s_out}, a.cu_seqlens.dim(0) - 1);

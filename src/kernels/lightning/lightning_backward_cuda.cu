@@ -54,6 +54,19 @@ float* StateOf(const Tensor& s, const SweepParams& p) {
   return s.As<float, 4>().data;
 }
 
+float* BordersOf(const Tensor& borders, const SweepParams& p) {
+  if (borders.empty()) return nullptr;
+  const int64_t state = int64_t{p.heads} * p.dim * p.dim;
+  Check(borders.dtype == DType::kF32 && borders.size() >= p.rows / kSegmentRows * state,
+        "Lightning: borders are fewer than LightningBorders says");
+  return static_cast<float*>(borders.data);
+}
+
+// A rule of the model's shape alone, so that a document's bits are.
+bool HasSegments(int64_t rows, int64_t heads) {
+  return heads <= kFewHeads && rows > kSegmentRows;
+}
+
 void Run(Queue& queue, DType dtype, const SweepParams& p) {
   if (p.num_items() == 0) return;
   const auto aligned = [&](int64_t bytes) {
@@ -64,8 +77,7 @@ void Run(Queue& queue, DType dtype, const SweepParams& p) {
     });
   };
   if (dtype == DType::kBF16 && p.dim == 128 && p.rows > 0 && aligned(16)) {
-    // A rule of the model's shape alone, so that a document's bits are.
-    if (p.heads <= kFewHeads && p.rows > kSegmentRows) {
+    if (HasSegments(p.rows, p.heads)) {
       LaunchSegmentedSweeps(queue, p);
     } else {
       LaunchSweeps(queue, p);
@@ -77,6 +89,11 @@ void Run(Queue& queue, DType dtype, const SweepParams& p) {
 }
 
 }  // namespace
+
+int64_t LightningBorders(DType type, int64_t rows, int64_t heads, int64_t dim) {
+  const bool cut = type == DType::kBF16 && dim == 128 && HasSegments(rows, heads);
+  return cut ? rows / kSegmentRows : 0;
+}
 
 void LightningPass(Queue& queue, const LightningPassArgs& a) {
   enum { kQ, kK, kV, kOut };
@@ -91,7 +108,7 @@ void LightningPass(Queue& queue, const LightningPassArgs& a) {
                              .transposed = false,
                              .state_in = StateOf(a.s_in, p),
                              .state_out = StateOf(a.s_out, p),
-                             .borders = nullptr};
+                             .borders = BordersOf(a.borders, p)};
   Run(queue, a.q.dtype, p);
 }
 
@@ -112,7 +129,8 @@ void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
                              .transposed = true,
                              .state_in = StateOf(a.s_in, p),
                              .state_out = nullptr,
-                             .borders = nullptr};
+                             .borders = BordersOf(a.borders, p),
+                             .borders_known = !a.borders.empty()};
   p.sweep[p.num_sweeps++] = {.x = kV,
                              .y = kDOut,
                              .z = kQ,
@@ -121,8 +139,7 @@ void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
                              .back = true,
                              .transposed = true,
                              .state_in = StateOf(a.d_s_out, p),
-                             .state_out = nullptr,
-                             .borders = nullptr};
+                             .state_out = nullptr};
   p.sweep[p.num_sweeps++] = {.x = kK,
                              .y = kQ,
                              .z = kDOut,
@@ -131,8 +148,7 @@ void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
                              .back = true,
                              .transposed = false,
                              .state_in = StateOf(a.d_s_out, p),
-                             .state_out = StateOf(a.d_s_in, p),
-                             .borders = nullptr};
+                             .state_out = StateOf(a.d_s_in, p)};
   Check(a.pre_k.empty() != has_pre && a.pre_v.empty() != has_pre,
         "Lightning: some of q, k and v have no rows before SiLU");
   Check(a.d_s_in.empty() || a.d_s_in.data != a.d_s_out.data,

@@ -16,6 +16,8 @@
 
 namespace mm01::cuda {
 
+// On this device.
+int64_t LightningBorders(DType type, int64_t rows, int64_t heads, int64_t dim);
 void LightningPass(Queue& queue, const LightningPassArgs& args);
 void LightningBackward(Queue& queue, const LightningBackwardArgs& args);
 

@@ -161,7 +161,8 @@ class LightningBackwardCudaTest : public testing::Test {
   }
   Queue& queue() { return *queue_; }
 
-  Results Run(const Problem& p) {
+  // `hands_on`: the states between segments from the pass to the one back.
+  Results Run(const Problem& p, bool hands_on = false) {
     const std::vector<int64_t> by_head = {p.rows(), p.heads, p.dim};
     const std::vector<int64_t> state = {p.documents(), p.heads, p.dim, p.dim};
     const std::vector<int64_t> fused = {p.rows(), p.heads, 3, p.dim};
@@ -176,6 +177,12 @@ class LightningBackwardCudaTest : public testing::Test {
     const auto s_in = given(DType::kF32, state, p.s_in);
     const auto d_s_out = given(DType::kF32, state, p.d_s_out);
     const auto pre = given(p.dtype, fused, p.pre);
+    const int64_t num_borders = LightningBorders(Device::kCuda, p.dtype, p.rows(), p.heads, p.dim);
+    std::unique_ptr<CudaTensor> borders;
+    if (hands_on && num_borders > 0) {
+      borders = std::make_unique<CudaTensor>(queue(), DType::kF32,
+                                             std::vector<int64_t>{num_borders, p.width() * p.dim});
+    }
     const auto tensor = [](const auto& t) { return t ? t->tensor() : Tensor(); };
     const auto pre_part = [&](int64_t which) { return pre ? PartOf(*pre, which) : Tensor(); };
     cuda::LightningPass(queue(), {.q = PartOf(qkv, 0),
@@ -185,7 +192,8 @@ class LightningBackwardCudaTest : public testing::Test {
                                   .cu_seqlens = cu,
                                   .s_in = tensor(s_in),
                                   .out = out,
-                                  .s_out = s_out});
+                                  .s_out = s_out,
+                                  .borders = tensor(borders)});
     cuda::LightningBackward(queue(), {.q = PartOf(qkv, 0),
                                       .k = PartOf(qkv, 1),
                                       .v = PartOf(qkv, 2),
@@ -200,7 +208,8 @@ class LightningBackwardCudaTest : public testing::Test {
                                       .d_s_in = d_s_in,
                                       .pre_q = pre_part(0),
                                       .pre_k = pre_part(1),
-                                      .pre_v = pre_part(2)});
+                                      .pre_v = pre_part(2),
+                                      .borders = tensor(borders)});
     return {out.ToFloat(), s_out.ToFloat(), d_qkv.ToFloat(), d_s_in.ToFloat()};
   }
 
@@ -344,6 +353,7 @@ TEST_F(LightningBackwardCudaTest, Segments) {
       const Problem p(DType::kBF16, {3, 2049, 0, 4160, 2048, 1}, 2, 128,
                       {.through_silu = through_silu, .states = states, .layer = 7});
       ExpectNear(p, Tolerance(DType::kBF16));
+      EXPECT_TRUE(SameBits(Run(p, true).d_qkv, Run(p).d_qkv)) << "borders handed on";
     }
   }
 }

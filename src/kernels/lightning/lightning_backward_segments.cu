@@ -1,6 +1,8 @@
 // Sweeps over documents that are cut into segments: what each segment adds to the state, the states
 // at the borders by adding those up, and then all segments side by side. The first step reads y and
 // z once more.
+#include <utility>
+
 #include "base/check.h"
 #include "device/check_cuda.cuh"
 #include "kernels/lightning/lightning_backward_sweep.cuh"
@@ -64,6 +66,16 @@ __global__ void JoinBorders(const __grid_constant__ SweepParams p) {
   }
 }
 
+// The sweep that works out the states of `sweep`: never transposed, so that one over q, k and v and
+// one over their gradients give the same bits.
+Sweep StatesOf(const Sweep& sweep, float* borders) {
+  Sweep states = sweep;
+  if (sweep.transposed) std::swap(states.y, states.z);
+  states.transposed = false;
+  states.borders = borders;
+  return states;
+}
+
 }  // namespace
 
 void LaunchSegmentedSweeps(Queue& queue, const SweepParams& whole) {
@@ -73,18 +85,20 @@ void LaunchSegmentedSweeps(Queue& queue, const SweepParams& whole) {
   p.parts = p.documents + num_borders;
   p.segments = scratch.Get<SweepSegment>(p.parts);
 
-  // A sweep of each order works out the states for all of that order: W is the same, or transposed.
+  // One pass of each order works out the states for all sweeps of that order: W is the same, or
+  // transposed.
   SweepParams states = p;
   states.num_sweeps = 0;
   for (const bool back : {false, true}) {
     float* borders = nullptr;
     for (int i = 0; i < p.num_sweeps; ++i) {
       Sweep& sweep = p.sweep[i];
-      if (sweep.back != back) continue;
+      if (sweep.back != back || sweep.borders_known) continue;
       if (borders == nullptr) {
-        borders = scratch.Get<float>(static_cast<int64_t>(num_borders) * p.heads * p.dim * p.dim);
-        states.sweep[states.num_sweeps] = sweep;
-        states.sweep[states.num_sweeps++].borders = borders;
+        borders = sweep.borders
+                      ? sweep.borders
+                      : scratch.Get<float>(int64_t{num_borders} * p.heads * p.dim * p.dim);
+        states.sweep[states.num_sweeps++] = StatesOf(sweep, borders);
       }
       sweep.borders = borders;
     }
@@ -95,11 +109,13 @@ void LaunchSegmentedSweeps(Queue& queue, const SweepParams& whole) {
   };
   CutSegments<<<blocks(p.documents), kThreads, 0, queue.stream()>>>(p);
   CheckLaunch();
-  LaunchSegmentStates(queue, states);
-  const dim3 grid(static_cast<unsigned>(p.documents * states.num_sweeps),
-                  static_cast<unsigned>(p.heads), blocks(int64_t{p.dim} * p.dim / 4));
-  JoinBorders<<<grid, kThreads, 0, queue.stream()>>>(states);
-  CheckLaunch();
+  if (states.num_sweeps > 0) {
+    LaunchSegmentStates(queue, states);
+    const dim3 grid(static_cast<unsigned>(p.documents * states.num_sweeps),
+                    static_cast<unsigned>(p.heads), blocks(int64_t{p.dim} * p.dim / 4));
+    JoinBorders<<<grid, kThreads, 0, queue.stream()>>>(states);
+    CheckLaunch();
+  }
   LaunchSweeps(queue, p);
 }
 

@@ -31,13 +31,14 @@ struct SweepTensor {
 };
 
 struct Sweep {
-  int32_t x, y, z, u;     // of SweepParams::tensor
-  int32_t pre;            // u is to be times SiLU' of this one; -1: as it is
-  bool back;              // from the last row
-  bool transposed;        // W^T is what lies in memory
-  const float* state_in;  // [N, H, K, V] before the first row of the sweep; null: zero
-  float* state_out;       // after its last row; null: not wanted
-  float* borders;         // [borders, H, K, V] between segments; null: there are none
+  int32_t x, y, z, u;          // of SweepParams::tensor
+  int32_t pre;                 // u is to be times SiLU' of this one; -1: as it is
+  bool back;                   // from the last row
+  bool transposed;             // W^T is what lies in memory
+  const float* state_in;       // [N, H, K, V] before the first row of the sweep; null: zero
+  float* state_out;            // after its last row; null: not wanted
+  float* borders = nullptr;    // [borders, H, K, V] between segments; null: nobody keeps them
+  bool borders_known = false;  // they are there already
 };
 
 // Rows of one document that a sweep does without a break. A document of n rows has a segment for

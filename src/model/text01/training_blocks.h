@@ -23,6 +23,7 @@ struct KeptLayer {
   Tensor qkv, gate;                     // lightning: [T, 3 H K] before SiLU, [T, H K]
   Tensor silu;                          //            [T, 3 H K] SiLU(qkv), or empty
   Tensor gated;                         //            [T, H K]   the gated norm, or empty
+  Tensor borders;                       //            states between segments, or empty
   Tensor q, k, v;                       // softmax: [T, H K], [T, G K], after RoPE
   Tensor lse;                           // softmax: [T, H]
   Tensor attended;                      // [T, H K]    what attention gave

@@ -47,7 +47,8 @@ void LightningForward(const TrainPass& p, const TrainLayer& layer, const KeptLay
                           .v = Third(fused, p.config, 2),
                           .slope = layer.slope,
                           .cu_seqlens = p.cu_seqlens,
-                          .out = ByHead(kept.attended, p.config.head_dim)});
+                          .out = ByHead(kept.attended, p.config.head_dim),
+                          .borders = kept.borders});
   NormOfAttended(p, layer, kept, normed);
   MatMul(p.queue, {.a = normed, .b = layer.out.weight, .c = out, .transpose_b = true});
 }
@@ -88,7 +89,8 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
                               .dv = Third(d_fused, p.config, 2),
                               .pre_q = Third(kept.qkv, p.config, 0),
                               .pre_k = Third(kept.qkv, p.config, 1),
-                              .pre_v = Third(kept.qkv, p.config, 2)});
+                              .pre_v = Third(kept.qkv, p.config, 2),
+                              .borders = kept.borders});
   InputsBackward(p, layer, x, d_inputs, d_x);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/lightning/lightning_backward.h"
 #include "kernels/loss/cross_entropy.h"
 
 namespace mm01 {
@@ -44,11 +45,12 @@ struct Sizes {
   DType type;
   int64_t tokens;
   Keep keep;
+  Device device;
 };
 
 // What the experts of a layer keep, or its dense FFN.
 void TakeExperts(Pieces& pieces, const Sizes& sizes, KeptLayer& l) {
-  const auto& [c, type, tokens, keep] = sizes;
+  const auto& [c, type, tokens, keep, device] = sizes;
   const int64_t k = c.num_experts_per_token, rows = tokens * std::max<int64_t>(1, k);
   if (c.num_experts > 0) {
     constexpr const char* kRouting = "router logits and routes";
@@ -67,7 +69,7 @@ void TakeExperts(Pieces& pieces, const Sizes& sizes, KeptLayer& l) {
 }
 
 KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
-  const auto& [c, type, tokens, keep] = sizes;
+  const auto& [c, type, tokens, keep, device] = sizes;
   const int64_t width = c.num_heads * c.head_dim, kv_width = c.num_kv_heads * c.head_dim;
   KeptLayer l;
   l.before_attention = pieces.Take(kResidual, type, tokens, c.hidden_size);
@@ -85,6 +87,11 @@ KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
     if (keep == Keep::kAll) {
       l.silu = pieces.Take(kLightningRows, type, tokens, 3 * width);
       l.gated = pieces.Take(kLightningRows, type, tokens, width);
+      const int64_t borders = LightningBorders(device, type, tokens, c.num_heads, c.head_dim);
+      if (borders > 0) {
+        l.borders =
+            pieces.Take("states of lightning layers", DType::kF32, borders, width * c.head_dim);
+      }
     }
   } else {
     l.inputs = pieces.Take(kInputs, type, tokens, width + 2 * kv_width);
@@ -134,7 +141,8 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
               .token = Tensor(DType::kI32, room.token.data, {routed}),
               .weight = Tensor(DType::kF32, room.weight.data, {routed})};
   }
-  l.expert_x = expert_x;  // of as many rows as are routed
+  l.borders = borders;    // of as many rows as the call has
+  l.expert_x = expert_x;  // of as many as are routed
   l.expert_inputs = expert_inputs;
   return l;
 }
@@ -142,7 +150,7 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
 KeptMemory::KeptMemory(Queue& queue, const TextConfig& config, DType activations,
                        const TrainOptions& options)
     : type(activations) {
-  const Sizes sizes{config, type, options.max_tokens, options.keep};
+  const Sizes sizes{config, type, options.max_tokens, options.keep, queue.device()};
   Pieces count(nullptr);
   TakeAll(count, sizes, *this);
   memory = Buffer(count.used(), queue.device());
