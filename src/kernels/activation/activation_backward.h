@@ -34,15 +34,13 @@ struct SwiGluForwardArgs {
 // SwiGLU that keeps its inputs.
 void SwiGluOf(Queue& queue, const SwiGluForwardArgs& args);
 
-// Of  weight * SiLU(gate) * up,  weight being the share that a row's token gives its expert: the
-// same as weighting what the expert's last product makes of the row.
+// Of h = SiLU(gate) * up.
 struct SwiGluBackwardArgs {
   Tensor gate, up;      // [T, D]
-  Tensor weight;        // [T]     may be empty: 1
-  Tensor d_out;         // [T, D]  of weight * SiLU(gate) * up
+  Tensor d_out;         // [T, D]
   Tensor d_gate, d_up;  // [T, D]  overwritten; either may be d_out
-  Tensor out;           // [T, D]  overwritten with weight * SiLU(gate) * up
-  Tensor d_weight;      // [T]     overwritten; may be empty: nobody reads it
+  Tensor out = {};      // [T, D]  overwritten with h; may be empty: nobody reads it
+  Tensor dots = {};     // [T]     overwritten with the sum over D of d_out * h; may be empty
 };
 
 void SwiGluBackward(Queue& queue, const SwiGluBackwardArgs& args);

@@ -79,31 +79,27 @@ void SwiGluBackwardTarget(Queue& queue, const SwiGluBackwardArgs& a) {
   const auto gate = a.gate.As<const float, 2>(), up = a.up.As<const float, 2>();
   const auto d_out = a.d_out.As<const float, 2>();
   const auto d_gate = a.d_gate.As<float, 2>(), d_up = a.d_up.As<float, 2>();
-  const auto out = a.out.As<float, 2>();
-  const auto* weight = static_cast<const float*>(a.weight.data);
-  auto* d_weight = static_cast<float*>(a.d_weight.data);
+  const View<float, 2> out = a.out.empty() ? View<float, 2>{} : a.out.As<float, 2>();
+  auto* dots = static_cast<float*>(a.dots.data);
   const int64_t n = gate.dim(1);
   Check(up.shape == gate.shape && d_out.shape == gate.shape && d_gate.shape == gate.shape &&
-            d_up.shape == gate.shape && out.shape == gate.shape &&
-            (!weight || a.weight.dim(0) == gate.dim(0)) &&
-            (!d_weight || a.d_weight.dim(0) == gate.dim(0)),
+            d_up.shape == gate.shape && (!out.data || out.shape == gate.shape) &&
+            (!dots || a.dots.dim(0) == gate.dim(0)),
         "SwiGluBackward: shapes disagree");
   ForRows(queue, gate.dim(0), n, [&](int64_t r) {
-    const float share = weight ? weight[r] : 1.0f;
     // Sixteen sums over the row, of which only lane i % 16 takes element i.
     alignas(64) float lanes[16] = {};
     ForEachTag(n, [&](auto d, int64_t i) {
       const auto g = hn::LoadU(d, &gate(r, i)), u = hn::LoadU(d, &up(r, i));
-      const auto dy = hn::LoadU(d, &d_out(r, i)), scale = hn::Set(d, share);
+      const auto dy = hn::LoadU(d, &d_out(r, i));
       const auto s = Sigmoid(d, g), silu = hn::Mul(g, s), h = hn::Mul(silu, u);
       float* lane = lanes + i % 16;
       hn::StoreU(hn::Add(hn::LoadU(d, lane), hn::Mul(dy, h)), d, lane);
-      hn::StoreU(hn::Mul(scale, h), d, &out(r, i));
-      const auto dh = hn::Mul(scale, dy);
-      hn::StoreU(hn::Mul(hn::Mul(dh, u), SiluSlope(d, g, s)), d, &d_gate(r, i));
-      hn::StoreU(hn::Mul(dh, silu), d, &d_up(r, i));
+      if (out.data) hn::StoreU(h, d, &out(r, i));
+      hn::StoreU(hn::Mul(hn::Mul(dy, u), SiluSlope(d, g, s)), d, &d_gate(r, i));
+      hn::StoreU(hn::Mul(dy, silu), d, &d_up(r, i));
     });
-    if (d_weight) d_weight[r] = Fold16(lanes, [](float x, float y) { return x + y; });
+    if (dots) dots[r] = Fold16(lanes, [](float x, float y) { return x + y; });
   });
 }
 

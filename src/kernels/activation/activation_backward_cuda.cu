@@ -76,8 +76,8 @@ void Run(Queue& queue, const Tensor& a, const Tensor& b, const Tensor& out, F f,
 
 struct SwiGluRows {
   AnyRows gate, up, d_out, d_gate, d_up, out;
-  const float* weight;  // null: 1
-  float* d_weight;      // null: nobody reads it
+  bool has_out;
+  float* dots;  // null: nobody reads them
   int64_t rows, width;
 };
 
@@ -90,7 +90,6 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= m.rows) return;
   const unsigned thread = kByWarp ? threadIdx.x % 32 : threadIdx.x;
   const unsigned threads = kByWarp ? 32 : blockDim.x;
-  const float weight = m.weight ? m.weight[row] : 1.0f;
   float sum = 0.0f;
   for (int64_t i = thread * kWide; i < m.width; i += threads * kWide) {
     float gate[kWide], up[kWide], dy[kWide], out[kWide];
@@ -101,27 +100,26 @@ __global__ void __launch_bounds__(kThreads)
     for (int c = 0; c < kWide; ++c) {
       const float s = Sigmoid(gate[c]), silu = gate[c] * s, h = silu * up[c];
       sum = fmaf(dy[c], h, sum);
-      out[c] = weight * h;
-      const float dh = weight * dy[c];
-      gate[c] = dh * up[c] * SiluSlope(gate[c], s);
-      up[c] = dh * silu;
+      out[c] = h;
+      gate[c] = dy[c] * up[c] * SiluSlope(gate[c], s);
+      up[c] = dy[c] * silu;
     }
-    Set(m.out, row, i, out);
+    if (m.has_out) Set(m.out, row, i, out);
     Set(m.d_gate, row, i, gate);
     Set(m.d_up, row, i, up);
   }
-  if (m.d_weight == nullptr) return;
+  if (m.dots == nullptr) return;
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   if constexpr (kByWarp) {
-    if (thread == 0) m.d_weight[row] = sum;
+    if (thread == 0) m.dots[row] = sum;
   } else {
     __shared__ float warps[kThreads / 32];
     if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
     __syncthreads();
     if (threadIdx.x != 0) return;
     for (unsigned w = 1; w < blockDim.x / 32; ++w) sum += warps[w];
-    m.d_weight[row] = sum;
+    m.dots[row] = sum;
   }
 }
 
@@ -142,25 +140,22 @@ void SwiGluOf(Queue& queue, const SwiGluForwardArgs& args) {
 
 void SwiGluBackward(Queue& queue, const SwiGluBackwardArgs& a) {
   constexpr const char* kShapes = "SwiGluBackward: shapes or types disagree";
-  CheckRows({&a.gate, &a.up, &a.d_out, &a.d_gate, &a.d_up, &a.out}, kShapes);
+  const Tensor& out = a.out.empty() ? a.gate : a.out;
+  CheckRows({&a.gate, &a.up, &a.d_out, &a.d_gate, &a.d_up, &out}, kShapes);
   const int64_t rows = a.gate.dim(0), width = a.gate.dim(1);
-  const auto by_row = [&](const Tensor& t) -> float* {
-    if (t.empty()) return nullptr;
-    Check(t.dim(0) == rows, kShapes);
-    return t.As<float, 1>().data;
-  };
+  Check(a.dots.empty() || a.dots.dim(0) == rows, kShapes);
   const SwiGluRows m{.gate = AnyRows(a.gate),
                      .up = AnyRows(a.up),
                      .d_out = AnyRows(a.d_out),
                      .d_gate = AnyRows(a.d_gate),
                      .d_up = AnyRows(a.d_up),
-                     .out = AnyRows(a.out),
-                     .weight = by_row(a.weight),
-                     .d_weight = by_row(a.d_weight),
+                     .out = AnyRows(out),
+                     .has_out = !a.out.empty(),
+                     .dots = a.dots.empty() ? nullptr : a.dots.As<float, 1>().data,
                      .rows = rows,
                      .width = width};
   if (rows == 0) return;
-  const bool wide = AreAligned({&a.gate, &a.up, &a.d_out, &a.d_gate, &a.d_up, &a.out});
+  const bool wide = AreAligned({&a.gate, &a.up, &a.d_out, &a.d_gate, &a.d_up, &out});
   const int64_t pieces = std::max<int64_t>(1, wide ? width / 8 : width);
   const auto threads = static_cast<unsigned>(std::min<int64_t>(kThreads, (pieces + 31) / 32 * 32));
   const auto blocks = static_cast<unsigned>(rows);

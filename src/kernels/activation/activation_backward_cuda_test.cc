@@ -32,19 +32,17 @@ TEST_F(ActivationBackwardCudaTest, FollowTheReference) {
     const int64_t n = c.rows * c.width;
     Floats x = RandomBF16s(1, n);
     for (float& v : x) v *= 4.0f;
-    const Floats up = RandomBF16s(2, n), dy = RandomBF16s(3, n), weight = RandomFloats(4, c.rows);
-    Doubles silu, glu, d_x, d_gate, d_up, out, d_weight(static_cast<size_t>(c.rows));
+    const Floats up = RandomBF16s(2, n), dy = RandomBF16s(3, n);
+    Doubles silu, glu, d_x, d_gate, d_up, dots(static_cast<size_t>(c.rows));
     for (size_t i = 0; i < x.size(); ++i) {
       const size_t row = i / static_cast<size_t>(c.width);
-      const auto g = SwiGluGradients(
-          ReferenceSwiGluBackward(x[i], up[i], static_cast<double>(weight[row]), dy[i]));
+      const SwiGluGradients g = ReferenceSwiGluBackward(x[i], up[i], dy[i]);
       silu.push_back(ReferenceSilu(x[i]));
       glu.push_back(ReferenceSilu(x[i]) * static_cast<double>(up[i]));
       d_x.push_back(static_cast<double>(dy[i]) * ReferenceSiluSlope(x[i]));
       d_gate.push_back(g.d_gate);
       d_up.push_back(g.d_up);
-      out.push_back(static_cast<double>(weight[row]) * glu.back());
-      d_weight[row] += g.d_weight;
+      dots[row] += static_cast<double>(dy[i]) * glu.back();
     }
     for (const auto& [type, other] : {std::pair{DType::kF32, DType::kF32},
                                       {DType::kBF16, DType::kBF16},
@@ -54,28 +52,27 @@ TEST_F(ActivationBackwardCudaTest, FollowTheReference) {
                    " x " + std::to_string(c.width));
       const double limit = GradientLimit(other, n);
       const CudaTensor gate = Rows(type, x, c.width), ups = Rows(type, up, c.width);
-      const CudaTensor d_out = Rows(type, dy, c.width), w = Flat(weight);
+      const CudaTensor d_out = Rows(type, dy, c.width);
       const auto made = [&](DType t) { return CudaTensor(queue(), t, {c.rows, c.width}); };
       const CudaTensor a = made(other), b = made(other), dx = made(other), dg = made(other);
-      const CudaTensor du = made(other), o = made(other), dw(queue(), DType::kF32, {c.rows});
+      const CudaTensor du = made(other), o = made(other), sums(queue(), DType::kF32, {c.rows});
       cuda::SiluOf(queue(), {gate, a});
       cuda::SwiGluOf(queue(), {gate, ups, b});
       cuda::SiluBackward(queue(), {gate, d_out, dx});
       cuda::SwiGluBackward(queue(), {.gate = gate,
                                      .up = ups,
-                                     .weight = w,
                                      .d_out = d_out,
                                      .d_gate = dg,
                                      .d_up = du,
                                      .out = o,
-                                     .d_weight = dw});
+                                     .dots = sums});
       EXPECT_LE(RelativeError(a.ToFloat(), silu), limit);
       EXPECT_LE(RelativeError(b.ToFloat(), glu), limit);
       EXPECT_LE(RelativeError(dx.ToFloat(), d_x), limit);
       EXPECT_LE(RelativeError(dg.ToFloat(), d_gate), limit);
       EXPECT_LE(RelativeError(du.ToFloat(), d_up), limit);
-      EXPECT_LE(RelativeError(o.ToFloat(), out), limit);
-      EXPECT_LE(RelativeError(dw.ToFloat(), d_weight), 1e-5);
+      EXPECT_LE(RelativeError(o.ToFloat(), glu), limit);
+      EXPECT_LE(RelativeError(sums.ToFloat(), dots), 1e-5);
     }
   }
 }
@@ -94,29 +91,23 @@ TEST_F(ActivationBackwardCudaTest, ForwardHasTheBitsOfThePlaceOnes) {
   }
 }
 
-// Without a weight it is 1, gradients may take d_out's place, and rows may be strided.
-TEST_F(ActivationBackwardCudaTest, InPlaceStridedWithoutAWeight) {
+// Gradients may take d_out's place, rows may be strided, and h may be left out.
+TEST_F(ActivationBackwardCudaTest, InPlaceStridedAndGradientsAlone) {
   constexpr int64_t kRows = 33, kWidth = 40;
   for (const DType type : {DType::kF32, DType::kBF16}) {
     const Floats x = RandomBF16s(1, kRows * kWidth), y = RandomBF16s(2, kRows * kWidth);
     const Floats dy = RandomBF16s(3, kRows * kWidth);
     const CudaTensor gate = Rows(type, x, kWidth), up = Rows(type, y, kWidth);
-    const CudaTensor d_out = Rows(type, dy, kWidth), ones = Flat(Floats(kRows, 1.0f));
+    const CudaTensor d_out = Rows(type, dy, kWidth);
     const auto made = [&] { return CudaTensor(queue(), type, {kRows, kWidth}); };
     const CudaTensor dg = made(), du = made(), out = made(),
                      wide(queue(), type, {kRows, 2, kWidth});
-    SwiGluBackwardArgs a{.gate = gate,
-                         .up = up,
-                         .weight = ones,
-                         .d_out = d_out,
-                         .d_gate = dg,
-                         .d_up = du,
-                         .out = out,
-                         .d_weight = {}};
+    SwiGluBackwardArgs a{
+        .gate = gate, .up = up, .d_out = d_out, .d_gate = dg, .d_up = du, .out = out};
     cuda::SwiGluBackward(queue(), a);
     Tensor strided(type, wide.tensor().data, {kRows, kWidth});
     strided.stride[0] = 2 * kWidth;
-    a.weight = Tensor();
+    a.out = Tensor();
     a.d_gate = d_out;
     a.d_up = strided;
     cuda::SwiGluBackward(queue(), a);
@@ -138,14 +129,9 @@ TEST_F(ActivationBackwardCudaTest, FarOutAndNoRows) {
   ExpectAllNear(d_x.ToFloat(), Floats{1, 0, 1, 0}, 1e-6);
   const CudaTensor none(queue(), DType::kBF16, {0, 16});
   cuda::SiluOf(queue(), {none, none});
-  cuda::SwiGluBackward(queue(), {.gate = none,
-                                 .up = none,
-                                 .weight = {},
-                                 .d_out = none,
-                                 .d_gate = none,
-                                 .d_up = none,
-                                 .out = none,
-                                 .d_weight = {}});
+  cuda::SwiGluBackward(
+      queue(),
+      {.gate = none, .up = none, .d_out = none, .d_gate = none, .d_up = none, .out = none});
 }
 
 }  // namespace

@@ -15,12 +15,11 @@ inline double ReferenceSiluSlope(double x) {
 }
 
 struct SwiGluGradients {
-  double d_gate, d_up, d_weight;
+  double d_gate, d_up;
 };
 
-inline SwiGluGradients ReferenceSwiGluBackward(double gate, double up, double weight, double dy) {
-  return {dy * weight * up * ReferenceSiluSlope(gate), dy * weight * ReferenceSilu(gate),
-          dy * ReferenceSilu(gate) * up};
+inline SwiGluGradients ReferenceSwiGluBackward(double gate, double up, double dy) {
+  return {dy * up * ReferenceSiluSlope(gate), dy * ReferenceSilu(gate)};
 }
 
 }  // namespace mm01

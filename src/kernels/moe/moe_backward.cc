@@ -102,17 +102,21 @@ TrainDispatch MakeTrainDispatch(Queue& queue, const TrainDispatchArgs& a) {
   return d;
 }
 
-void GatherRows(Queue& queue, const TrainDispatch& d, const Tensor& x_tensor,
+void GatherRows(Queue& queue, const TrainDispatch& d, const Tensor& x_tensor, bool weighted,
                 const Tensor& out_tensor) {
   Check(out_tensor.dim(0) == d.num_rows() && out_tensor.dim(1) == x_tensor.dim(1) &&
             x_tensor.dim(0) == d.row.dim(0),
         "GatherRows: shapes disagree");
-  MM01_ON_CUDA(queue, GatherRows(queue, d, x_tensor, out_tensor));
+  MM01_ON_CUDA(queue, GatherRows(queue, d, x_tensor, weighted, out_tensor));
   const auto x = x_tensor.As<const float, 2>();
   const auto out = out_tensor.As<float, 2>();
   const auto token = d.token.As<const int32_t, 1>();
-  queue.pool().ParallelFor(
-      out.dim(0), [&](int64_t r, int) { std::copy_n(&x(token(r), 0), x.dim(1), &out(r, 0)); });
+  const auto weight = d.weight.As<const float, 1>();
+  queue.pool().ParallelFor(out.dim(0), [&](int64_t r, int) {
+    const float* from = &x(token(r), 0);
+    const float by = weighted ? weight(r) : 1.0f;
+    std::transform(from, from + x.dim(1), &out(r, 0), [&](float v) { return by * v; });
+  });
 }
 
 void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows_tensor, bool weighted,
@@ -143,28 +147,26 @@ void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows_tensor
   });
 }
 
-void RouteBackward(Queue& queue, const TrainDispatch& d, const Tensor& d_weight_tensor,
+void RouteBackward(Queue& queue, const TrainDispatch& d, const Tensor& weighted_gradient,
                    const Tensor& d_logits_tensor) {
-  const auto d_weight = d_weight_tensor.As<const float, 1>();
+  const auto weighted = weighted_gradient.As<const float, 1>();
   const auto d_logits = d_logits_tensor.As<float, 2>();
-  Check(d_weight.dim(0) == d.num_rows() && d_logits.dim(0) == d.row.dim(0) &&
+  Check(weighted.dim(0) == d.num_rows() && d_logits.dim(0) == d.row.dim(0) &&
             d_logits.dim(1) == std::ssize(d.counts),
         "RouteBackward: shapes disagree");
-  MM01_ON_CUDA(queue, RouteBackward(queue, d, d_weight_tensor, d_logits_tensor));
+  MM01_ON_CUDA(queue, RouteBackward(queue, d, weighted_gradient, d_logits_tensor));
   const auto expert = d.expert.As<const int32_t, 2>(), row = d.row.As<const int32_t, 2>();
   const auto share = d.share.As<const float, 2>();
   queue.pool().ParallelFor(d_logits.dim(0), [&](int64_t t, int) {
     std::fill_n(&d_logits(t, 0), d_logits.dim(1), 0.0f);
     const auto gradient = [&](int64_t i) {
-      return row(t, i) < 0 ? 0.0 : static_cast<double>(d_weight(row(t, i)));
+      return row(t, i) < 0 ? 0.0 : static_cast<double>(weighted(row(t, i)));
     };
-    double mean = 0.0;
-    for (int64_t i = 0; i < row.dim(1); ++i) {
-      mean += static_cast<double>(share(t, i)) * gradient(i);
-    }
+    double sum = 0.0;
+    for (int64_t i = 0; i < row.dim(1); ++i) sum += gradient(i);
     for (int64_t i = 0; i < row.dim(1); ++i) {
       d_logits(t, expert(t, i)) =
-          static_cast<float>(static_cast<double>(share(t, i)) * (gradient(i) - mean));
+          static_cast<float>(gradient(i) - static_cast<double>(share(t, i)) * sum);
     }
   });
 }

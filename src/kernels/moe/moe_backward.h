@@ -9,7 +9,7 @@
 //
 // and back
 //
-//   GatherRows         of dy: the gradient of a row before its weight
+//   GatherRows         of dy, weighted: the gradient of a row
 //   CombineRows        without weights: dx
 //   RouteBackward      gradients of weights -> of logits
 //   BalanceBackward    adds those of the auxiliary loss
@@ -58,16 +58,18 @@ struct TrainDispatchArgs {
 // The choice is that of Route (kernels/moe/moe.h). On a GPU the call waits for the counts.
 TrainDispatch MakeTrainDispatch(Queue& queue, const TrainDispatchArgs& args);
 
-// out[r] = x[token[r]].  x: [T, D], out: [R, D]
-void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, const Tensor& out);
+// out[r] = x[token[r]].  x: [T, D], out: [R, D]; `weighted`: times the row's weight, else as it is.
+void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, bool weighted,
+                const Tensor& out);
 
 // y: [T, D] overwritten; rows: [R, D]; `weighted`: times the token's weight, else as they are.
 void CombineRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows, bool weighted,
                  const Tensor& y);
 
-// d_logits [T, E] overwritten, from d_weight [R]: the weights of a token are the softmax over the
-// logits of its k experts. A dropped row's weight has no gradient of its own.
-void RouteBackward(Queue& queue, const TrainDispatch& dispatch, const Tensor& d_weight,
+// d_logits [T, E] overwritten, from the gradients of the weights times the weights, [R]: the
+// weights of a token are the softmax over the logits of its k experts. A dropped row's weight has
+// no gradient of its own.
+void RouteBackward(Queue& queue, const TrainDispatch& dispatch, const Tensor& weighted_gradient,
                    const Tensor& d_logits);
 
 // How evenly the experts are used. With c the rows routed to an expert and m the mean over T of the

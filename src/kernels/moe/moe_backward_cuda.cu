@@ -204,25 +204,57 @@ __global__ void __launch_bounds__(kThreads) PlaceRows(const __grid_constant__ Co
 
 // ---- there and back
 
-// A warp a row, in units that rows are aligned to.
-template <typename Unit>
-__global__ void __launch_bounds__(kThreads)
-    Gather(const Unit* x, int64_t x_stride, const int32_t* token, int64_t rows, int width,
-           Unit* out, int64_t out_stride) {
-  const int64_t r = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (r >= rows) return;
-  const Unit* const from = x + token[r] * x_stride;
-  for (int i = threadIdx.x % 32; i < width; i += 32) out[r * out_stride + i] = from[i];
+template <int kWide, typename T>
+__device__ __forceinline__ void Get(const T* p, float (&x)[kWide]) {
+  if constexpr (kWide == 8) {
+    Load8(p, x);
+  } else {
+    x[0] = Load(p);
+  }
+}
+template <int kWide, typename T>
+__device__ __forceinline__ void Put(T* p, const float (&x)[kWide]) {
+  if constexpr (kWide == 8) {
+    Store8(p, x);
+  } else {
+    Store(p, x[0]);
+  }
 }
 
-template <typename Unit>
-void LaunchGather(Queue& queue, const TrainDispatch& d, const Tensor& x, const Tensor& out) {
-  const int64_t elements = static_cast<int64_t>(sizeof(Unit)) / SizeOf(x.dtype);
-  Gather<Unit><<<Blocks(out.dim(0), kWarps), kThreads, 0, queue.stream()>>>(
-      static_cast<const Unit*>(x.data), x.stride[0] / elements,
-      static_cast<const int32_t*>(d.token.data), out.dim(0), static_cast<int>(x.dim(1) / elements),
-      static_cast<Unit*>(out.data), out.stride[0] / elements);
-  CheckLaunch();
+constexpr int kGatheredRows = 4;  // of a warp, all on their way at once
+
+struct Gathering {
+  const int32_t* token;  // [R]
+  const float* weight;   // [R]  null: 1
+  int64_t rows;
+  int width;
+  int64_t x_stride, out_stride;
+};
+
+// A warp kGatheredRows rows, kWide columns a lane.
+template <int kWide, typename T>
+__global__ void __launch_bounds__(kThreads)
+    Gather(const __grid_constant__ Gathering g, const T* x, T* out) {
+  const int64_t first =
+      (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * kGatheredRows;
+  for (int at = threadIdx.x % 32 * kWide; at < g.width; at += 32 * kWide) {
+    float v[kGatheredRows][kWide];
+#pragma unroll
+    for (int i = 0; i < kGatheredRows; ++i) {
+      const int64_t r = min(first + i, g.rows - 1);
+      Get(x + g.token[r] * g.x_stride + at, v[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kGatheredRows; ++i) {
+      if (first + i >= g.rows) break;
+      if (g.weight != nullptr) {
+        const float by = g.weight[first + i];
+#pragma unroll
+        for (int c = 0; c < kWide; ++c) v[i][c] *= by;
+      }
+      Put(out + (first + i) * g.out_stride + at, v[i]);
+    }
+  }
 }
 
 struct Combining {
@@ -246,19 +278,11 @@ __global__ void __launch_bounds__(kThreads)
       if (row < 0) continue;
       const float weight = c.share ? c.share[i] : 1.0f;
       float v[kWide];
-      if constexpr (kWide == 8) {
-        Load8(rows + row * c.rows_stride + at, v);
-      } else {
-        v[0] = Load(rows + row * c.rows_stride + at);
-      }
+      Get(rows + row * c.rows_stride + at, v);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) sum[j] = fmaf(weight, v[j], sum[j]);
     }
-    if constexpr (kWide == 8) {
-      Store8(y + t * c.y_stride + at, sum);
-    } else {
-      Store(y + t * c.y_stride + at, sum[0]);
-    }
+    Put(y + t * c.y_stride + at, sum);
   }
 }
 
@@ -267,22 +291,22 @@ __global__ void __launch_bounds__(kThreads)
 // A thread a logit.
 __global__ void __launch_bounds__(kThreads)
     RouteGradient(const int32_t* expert, const float* share, const int32_t* row,
-                  const float* d_weight, int64_t tokens, int k, int num_experts, float* d_logits,
+                  const float* weighted, int64_t tokens, int k, int num_experts, float* d_logits,
                   int64_t stride) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= tokens * num_experts) return;
   const int64_t t = at / num_experts;
   const int e = static_cast<int>(at % num_experts);
-  float mean = 0.0f, own_share = 0.0f, own = 0.0f;
+  float sum = 0.0f, own_share = 0.0f, own = 0.0f;
   for (int64_t i = t * k; i < (t + 1) * k; ++i) {
-    const float gradient = row[i] < 0 ? 0.0f : d_weight[row[i]];
-    mean = fmaf(share[i], gradient, mean);
+    const float gradient = row[i] < 0 ? 0.0f : weighted[row[i]];
+    sum += gradient;
     if (expert[i] == e) {
       own_share = share[i];
       own = gradient;
     }
   }
-  d_logits[t * stride + e] = own_share * (own - mean);
+  d_logits[t * stride + e] = fmaf(-own_share, sum, own);
 }
 
 struct ExpertScales {
@@ -374,13 +398,23 @@ TrainDispatch MakeTrainDispatch(Queue& queue, const TrainDispatchArgs& a) {
   return d;
 }
 
-void GatherRows(Queue& queue, const TrainDispatch& d, const Tensor& x, const Tensor& out) {
+void GatherRows(Queue& queue, const TrainDispatch& d, const Tensor& x, bool weighted,
+                const Tensor& out) {
   Check(x.dtype == out.dtype, "GatherRows: the element types differ");
   if (out.dim(0) == 0) return;
-  if (x.dim(1) * SizeOf(x.dtype) % 16 == 0 && HasAlignedRows(x) && HasAlignedRows(out)) {
-    return LaunchGather<uint4>(queue, d, x, out);
-  }
-  WithElement(x, [&]<typename T>() { LaunchGather<T>(queue, d, x, out); });
+  const Gathering g{.token = d.token.As<const int32_t, 1>().data,
+                    .weight = weighted ? d.weight.As<const float, 1>().data : nullptr,
+                    .rows = out.dim(0),
+                    .width = static_cast<int>(out.dim(1)),
+                    .x_stride = x.stride[0],
+                    .out_stride = out.stride[0]};
+  WithElement(x, [&]<typename T>() {
+    const bool wide = g.width % 8 == 0 && HasAlignedRows(x) && HasAlignedRows(out);
+    const auto gather = wide ? Gather<8, T> : Gather<1, T>;
+    gather<<<Blocks(g.rows, kWarps * kGatheredRows), kThreads, 0, queue.stream()>>>(
+        g, x.As<const T, 2>().data, out.As<T, 2>().data);
+  });
+  CheckLaunch();
 }
 
 void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows, bool weighted,
@@ -402,13 +436,13 @@ void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows, bool 
   CheckLaunch();
 }
 
-void RouteBackward(Queue& queue, const TrainDispatch& d, const Tensor& d_weight,
+void RouteBackward(Queue& queue, const TrainDispatch& d, const Tensor& weighted_gradient,
                    const Tensor& d_logits) {
   const int64_t tokens = d_logits.dim(0), num_experts = d_logits.dim(1);
   if (tokens == 0) return;
   RouteGradient<<<Blocks(tokens * num_experts, kThreads), kThreads, 0, queue.stream()>>>(
       d.expert.As<const int32_t, 2>().data, d.share.As<const float, 2>().data,
-      d.row.As<const int32_t, 2>().data, d_weight.As<const float, 1>().data, tokens,
+      d.row.As<const int32_t, 2>().data, weighted_gradient.As<const float, 1>().data, tokens,
       static_cast<int>(d.row.dim(1)), static_cast<int>(num_experts), d_logits.As<float, 2>().data,
       d_logits.stride[0]);
   CheckLaunch();

@@ -8,10 +8,11 @@
 namespace mm01::cuda {
 
 TrainDispatch MakeTrainDispatch(Queue& queue, const TrainDispatchArgs& args);
-void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, const Tensor& out);
+void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, bool weighted,
+                const Tensor& out);
 void CombineRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows, bool weighted,
                  const Tensor& y);
-void RouteBackward(Queue& queue, const TrainDispatch& dispatch, const Tensor& d_weight,
+void RouteBackward(Queue& queue, const TrainDispatch& dispatch, const Tensor& weighted_gradient,
                    const Tensor& d_logits);
 void BalanceBackward(Queue& queue, const Tensor& logits, const std::vector<double>& weight,
                      double scale, const Tensor& d_logits);

@@ -116,21 +116,26 @@ TEST_F(MoeBackwardCuda, RowsGoThereAndBack) {
         const int64_t n = there.dispatch.num_rows();
         Floats x = type == DType::kBF16 ? RandomBF16s(2, c.tokens * width)
                                         : RandomFloats(2, c.tokens * width);
-        Floats rows(static_cast<size_t>(n * width)), y(x.size()), plain(x.size());
+        Floats rows(static_cast<size_t>(n * width)), shares(rows.size());
+        Floats y(x.size()), plain(x.size());
         const Tensor x_tensor(x.data(), {c.tokens, width}), rows_tensor(rows.data(), {n, width});
-        GatherRows(cpu(), there.dispatch, x_tensor, rows_tensor);
+        GatherRows(cpu(), there.dispatch, x_tensor, false, rows_tensor);
+        GatherRows(cpu(), there.dispatch, x_tensor, true, Tensor(shares.data(), {n, width}));
         CombineRows(cpu(), there.dispatch, rows_tensor, true, Tensor(y.data(), {c.tokens, width}));
         CombineRows(cpu(), there.dispatch, rows_tensor, false,
                     Tensor(plain.data(), {c.tokens, width}));
         const CudaTensor x_here(queue(), type, {c.tokens, width}, x);
-        const CudaTensor rows_here(queue(), type, {n, width});
+        const CudaTensor rows_here(queue(), type, {n, width}),
+            shares_here(queue(), type, {n, width});
         const CudaTensor y_here(queue(), type, {c.tokens, width});
         const CudaTensor plain_here(queue(), type, {c.tokens, width});
-        GatherRows(queue(), here.dispatch, x_here, rows_here);
+        GatherRows(queue(), here.dispatch, x_here, false, rows_here);
+        GatherRows(queue(), here.dispatch, x_here, true, shares_here);
         CombineRows(queue(), here.dispatch, rows_here, true, y_here);
         CombineRows(queue(), here.dispatch, rows_here, false, plain_here);
         const double limit = type == DType::kF32 ? 1e-6 : 3e-3;
         EXPECT_TRUE(SameBits(rows_here.ToFloat(), rows));
+        EXPECT_LE(RelativeError(shares_here.ToFloat(), shares), limit);
         EXPECT_LE(RelativeError(y_here.ToFloat(), y), limit);
         EXPECT_LE(RelativeError(plain_here.ToFloat(), plain), limit);
       }
@@ -143,16 +148,16 @@ TEST_F(MoeBackwardCuda, GradientsOfLogitsAreTheCpus) {
     SCOPED_TRACE(testing::Message() << c.tokens << " tokens, " << c.experts << " experts");
     OnCpu there(cpu(), c);
     const OnGpu here(queue(), c, there.logits);
-    Floats d_weight = RandomFloats(3, there.dispatch.num_rows());
+    Floats weighted = RandomFloats(3, there.dispatch.num_rows());
     Floats d_logits(there.logits.size());
     std::vector<double> balance;
     for (const float w : RandomFloats(4, c.experts)) balance.push_back(static_cast<double>(w));
     const Tensor want(d_logits.data(), {c.tokens, c.experts});
-    RouteBackward(cpu(), there.dispatch, Tensor(d_weight.data(), {std::ssize(d_weight)}), want);
+    RouteBackward(cpu(), there.dispatch, Tensor(weighted.data(), {std::ssize(weighted)}), want);
     BalanceBackward(cpu(), there.Logits(c), balance, 0.3, want);
-    const CudaTensor d_weight_here(queue(), DType::kF32, {std::ssize(d_weight)}, d_weight);
+    const CudaTensor weighted_here(queue(), DType::kF32, {std::ssize(weighted)}, weighted);
     const CudaTensor got(queue(), DType::kF32, {c.tokens, c.experts});
-    RouteBackward(queue(), here.dispatch, d_weight_here, got);
+    RouteBackward(queue(), here.dispatch, weighted_here, got);
     BalanceBackward(queue(), here.logits, balance, 0.3, got);
     EXPECT_LE(RelativeError(got.ToFloat(), d_logits), 1e-5);
   }

@@ -106,15 +106,15 @@ TEST(MoeBackwardTest, RouteBackwardFollowsFiniteDifferences) {
     const TrainDispatch& d = routed.dispatch;
     // The loss weighs the share of token t in expert e.
     const Doubles d_gates = ToDoubles(RandomFloats(2, kTokens * kExperts));
-    Floats d_weight;
+    Floats weighted;
     for (size_t e = 0; e < kExperts; ++e) {
       for (int64_t r = d.offset[e]; r < d.offset[e + 1]; ++r) {
-        const auto t = static_cast<size_t>(routed.token[static_cast<size_t>(r)]);
-        d_weight.push_back(static_cast<float>(d_gates[t * kExperts + e]));
+        const auto i = static_cast<size_t>(r), t = static_cast<size_t>(routed.token[i]);
+        weighted.push_back(routed.weight[i] * static_cast<float>(d_gates[t * kExperts + e]));
       }
     }
     PoisonedVector<float> d_logits(kTokens * kExperts);
-    RouteBackward(queue, d, Tensor(d_weight.data(), {d.num_rows()}),
+    RouteBackward(queue, d, Tensor(weighted.data(), {d.num_rows()}),
                   Tensor(d_logits.data(), {kTokens, kExperts}));
     MoeReference reference{kExperts, kChoices, capacity};
     Doubles x = ToDoubles(logits);

@@ -44,7 +44,8 @@ enum class Keep {
   // What goes into each sub-layer: 2 D. In bf16 what is worked out again is the norm of a rounded
   // sum, so gradients differ from those of kProducts by roundings.
   kNorms,
-  // What lightning attention and the product behind it read, 4 H K, and the rows of experts, k D.
+  // What lightning attention and the product behind it read, 4 H K, the rows of experts and what
+  // their last product reads, k (D + F).
   // The same bits as kNorms.
   kAll,
 };

@@ -30,6 +30,7 @@ struct KeptLayer {
   Tensor logits;                        // [T, E]      of the router
   Tensor expert_x;                      // [T k, D]    mlp_x by expert, or empty
   Tensor expert_inputs;                 // [T k, 2 F]  products of w13, by expert
+  Tensor expert_hidden;                 // [T k, F]    SwiGLU of these, or empty
   DispatchRoom room;                    // [T, k]      which row is whose
   TrainDispatch dispatch;               //             in `room`
 

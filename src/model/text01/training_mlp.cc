@@ -34,6 +34,12 @@ Tensor RoomForRows(Scratch& scratch, const TrainPass& p, const KeptLayer& kept) 
                                : kept.expert_x.Rows(0, rows);
 }
 
+// SwiGLU of these, likewise.
+Tensor RoomForHidden(Scratch& scratch, const TrainPass& p, const KeptLayer& kept, int64_t rows) {
+  return kept.expert_hidden.empty() ? scratch.GetRows(p.type, rows, p.config.ffn_size)
+                                    : kept.expert_hidden.Rows(0, rows);
+}
+
 // Fills `dispatch` from the router's logits, which it works out from float32 weights, as inference
 // does.
 void RouteTokens(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, const Tensor& x) {
@@ -54,9 +60,9 @@ void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, co
   if (groups.routed()) {
     in = RoomForRows(scratch, p, kept);
     results = scratch.GetRows(p.type, rows, x.dim(1));
-    GatherRows(p.queue, kept.dispatch, x, in);
+    GatherRows(p.queue, kept.dispatch, x, false, in);
   }
-  const Tensor hidden = scratch.GetRows(p.type, rows, ffn);
+  const Tensor hidden = RoomForHidden(scratch, p, kept, rows);
   const Tensor inputs = kept.expert_inputs.Rows(0, rows);
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back(
@@ -79,17 +85,17 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   const bool routed = groups.routed();
   const int64_t rows = groups.rows(), width = a.x.dim(1), ffn = p.config.ffn_size;
   Scratch scratch(p.queue);
-  Tensor in = a.x, d_results = a.d_out, d_in = a.d_x, weight, d_weight;
+  Tensor in = a.x, d_results = a.d_out, d_in = a.d_x, dots;
   if (routed) {
     in = RoomForRows(scratch, p, kept);
     d_results = scratch.GetRows(p.type, rows, width);
     d_in = scratch.GetRows(p.type, rows, width);
-    weight = kept.dispatch.weight.Rows(0, rows);
-    d_weight = Tensor(scratch.Get<float>(rows), {rows});
-    if (kept.expert_x.empty()) GatherRows(p.queue, kept.dispatch, a.x, in);
-    GatherRows(p.queue, kept.dispatch, a.d_out, d_results);
+    dots = Tensor(scratch.Get<float>(rows), {rows});
+    if (kept.expert_x.empty()) GatherRows(p.queue, kept.dispatch, a.x, false, in);
+    GatherRows(p.queue, kept.dispatch, a.d_out, true, d_results);
   }
-  const Tensor hidden = scratch.GetRows(p.type, rows, ffn);
+  const bool has_hidden = !kept.expert_hidden.empty();
+  const Tensor hidden = RoomForHidden(scratch, p, kept, rows);
   const Tensor inputs = kept.expert_inputs.Rows(0, rows);
   const Tensor d_inputs = scratch.GetRows(p.type, rows, 2 * ffn);
   const Tensor d_gate = Columns(d_inputs, 0, ffn), d_up = Columns(d_inputs, ffn, 2 * ffn);
@@ -98,12 +104,11 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   });
   SwiGluBackward(p.queue, {.gate = Columns(inputs, 0, ffn),
                            .up = Columns(inputs, ffn, 2 * ffn),
-                           .weight = weight,
                            .d_out = d_up,
                            .d_gate = d_gate,
                            .d_up = d_up,
-                           .out = hidden,
-                           .d_weight = d_weight});
+                           .out = has_hidden ? Tensor() : hidden,
+                           .dots = dots});
   const auto add_gradients = [&](const Tensor& d_y, const Tensor& x, TrainTensor TrainExpert::*of) {
     groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
       products.push_back({.a = groups.Of(e, d_y),
@@ -124,7 +129,7 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   const int64_t experts = p.config.num_experts, padded = RouterWidth(p.config);
   const Tensor wide = scratch.GetRows(DType::kF32, p.rows, padded);
   const Tensor d_logits = Columns(wide, 0, experts);
-  RouteBackward(p.queue, kept.dispatch, d_weight, d_logits);
+  RouteBackward(p.queue, kept.dispatch, dots, d_logits);
   BalanceBackward(p.queue, kept.logits, a.balance, a.balance_scale, d_logits);
   Tensor rounded = d_logits;
   if (p.type != DType::kF32) {

@@ -11,6 +11,7 @@ namespace {
 constexpr const char* kResidual = "residual before each norm";
 constexpr const char* kLightningRows = "SiLU and gated norms of lightning layers";
 constexpr const char* kExpertRows = "rows of experts";
+constexpr const char* kSwiGlu = "SwiGLU";
 
 // Hands out pieces of one memory, or only counts where there is none yet.
 class Pieces {
@@ -66,6 +67,7 @@ void TakeExperts(Pieces& pieces, const Sizes& sizes, KeptLayer& l) {
   }
   constexpr const char* kProducts = "first products of the experts";
   l.expert_inputs = pieces.Take(kProducts, type, rows, 2 * c.ffn_size);
+  if (keep == Keep::kAll) l.expert_hidden = pieces.Take(kSwiGlu, type, rows, c.ffn_size);
 }
 
 KeptLayer TakeLayer(Pieces& pieces, const Sizes& sizes, LayerKind kind) {
@@ -144,6 +146,7 @@ KeptLayer KeptLayer::Rows(int64_t rows) const {
   l.borders = borders;    // of as many rows as the call has
   l.expert_x = expert_x;  // of as many as are routed
   l.expert_inputs = expert_inputs;
+  l.expert_hidden = expert_hidden;
   return l;
 }
 
@@ -206,7 +209,7 @@ std::vector<TrainMemoryLine> MemoryPlan(const TextConfig& c, const TrainOptions&
   if (c.num_lightning_layers() > 0 && !keeps_all) {
     lines.push_back({kLightningRows, t * 4 * width * c.num_lightning_layers(), true});
   }
-  lines.push_back({"SwiGLU", c.num_layers() * routed * c.ffn_size, true});
+  if (!keeps_all) lines.push_back({kSwiGlu, c.num_layers() * routed * c.ffn_size, true});
   if (c.num_experts > 0 && !keeps_all) {
     lines.push_back({kExpertRows, c.num_layers() * routed * d, true});
   }
