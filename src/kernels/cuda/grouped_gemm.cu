@@ -54,10 +54,13 @@ void CheckShapes(const GroupedGemmArgs& a) {
             (a.k % kStepK == 0 && a.out_type == DType::kBF16 && !a.w_up && !a.silu && a.group == 0),
         "GroupedGemm takes transposed weights of bf16 with K in multiples of 64");
   Check(a.expert_rows >= (a.transposed ? a.k : a.n) &&
-            (a.expert_rows == a.n || (!a.w_up && a.group == 0)) &&
+            (a.expert_rows == a.n || (a.group == 0 && (!a.w_up || a.expert_rows % 8 == 0))) &&
             a.num_experts * a.expert_rows < int64_t{1} << 31,
         "GroupedGemm: experts' weights overlap, or there are too many rows of them");
   Check(!a.pair_order || (a.n % 16 == 0 && a.w_up), "GroupedGemm permutes gated outputs only");
+  Check(!a.products || (a.w_up && a.group == 0 && !a.pair_order &&
+                        IsAligned(a.products, a.products_stride * SizeOf(DType::kBF16))),
+        "GroupedGemm keeps the products of bf16 weights for gated outputs");
 }
 
 }  // namespace
@@ -102,6 +105,8 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& args) {
   p.pair_order = a.pair_order;
   p.out = a.out;
   p.out_stride = a.out_stride;
+  p.products = a.products;
+  p.products_stride = a.products_stride;
   Scratch scratch(queue);
   p.num_taken = scratch.Get<int32_t>(1);
   CheckCuda(cudaMemsetAsync(p.num_taken, 0, sizeof(int32_t), queue.stream()));
@@ -113,6 +118,8 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& args) {
   const int64_t num_tiles = (a.n + rows_w - 1) / rows_w * tiles_x;
   if (a.group > 0) {
     LaunchInt8Gemm(queue, p, gated, num_tiles);
+  } else if (a.products) {
+    LaunchKeptGemm(queue, p, num_tiles);
   } else if (a.transposed) {
     LaunchTransposedGemm(queue, p, num_tiles);
   } else {

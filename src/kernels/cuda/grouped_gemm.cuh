@@ -51,6 +51,8 @@ struct GroupedGemmParams {
   bool pair_order;
   void* out;
   int64_t out_stride;
+  bf16* products;  // kGatedKept
+  int64_t products_stride;
   int32_t* num_taken;  // tiles beyond the first of each cluster; zero before the kernel
 };
 
@@ -59,10 +61,13 @@ void LaunchBf16Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, D
                     int64_t num_tiles);
 void LaunchInt8Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, int64_t num_tiles);
 void LaunchTransposedGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
+void LaunchKeptGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
 
 namespace {
 
-enum class Store { kGated, kBf16, kF32 };
+enum class Store { kGated, kBf16, kF32, kGatedKept };
+template <Store kStore>
+constexpr bool kIsGated = kStore == Store::kGated || kStore == Store::kGatedKept;
 
 constexpr int kTileW = 128;  // rows of w a block
 constexpr int kUnit = 32;    // rows of x are padded to this
@@ -214,7 +219,7 @@ __device__ __forceinline__ int AwaitTile(const Shared& s, const Ring& ring, uint
 
 template <Store kStore, bool kInt8, bool kTransposed>
 __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared& s, int rank) {
-  constexpr int kRowsW = kStore == Store::kGated ? kTileW / 2 : kTileW;
+  constexpr int kRowsW = kIsGated<kStore> ? kTileW / 2 : kTileW;
   TileWalk<kInt8> walk(p, kRowsW);
   Ring ring;
   Tile tile;
@@ -231,8 +236,8 @@ __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared
       BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
       if (k == 0) s.tiles[ring.stage] = tile;
       BarrierExpect(full, bytes);
-      if constexpr (kStore == Store::kGated) {
-        TmaLoad(w, &p.w, full, k, 0, 0, tile.expert * (p.n / 8) + row_w / 8);
+      if constexpr (kIsGated<kStore>) {
+        TmaLoad(w, &p.w, full, k, 0, 0, tile.expert * (p.expert_rows / 8) + row_w / 8);
       } else if constexpr (kTransposed) {
         const int row_k = tile.expert * p.expert_rows + k;
         TmaLoad(w, &p.w, full, row_w, row_k);
@@ -498,6 +503,64 @@ __device__ __forceinline__ void StoreGated(const GroupedGemmParams& p, uint8_t* 
   }
 }
 
+// A pair of bf16 of each: SiLU(gate) * up.
+__device__ __forceinline__ uint32_t SwiGluPair(uint32_t gate, uint32_t up) {
+  const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
+  const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
+  return PackBf16(Silu(low(gate)) * low(up), Silu(high(gate)) * high(up));
+}
+
+// Both sums and SiLU(gate) * up of them, one after another by the way of StoreGated.
+template <int kRows>
+struct KeptTile {
+  const GroupedGemmParams& p;
+  uint8_t* staging;
+  const Tile& tile;
+  int n, consumer, thread;  // n: the warpgroup's first output
+  const float (&sum)[kRows / 2];
+
+  __device__ __forceinline__ uint8_t* Piece(int row, int piece) const {
+    return staging + row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
+  }
+
+  // value(gate, up), pairs of bf16, of the 128 rows from `begin` on.
+  template <typename F>
+  __device__ __forceinline__ void StoreRows(int begin, bf16* to, int64_t stride, F&& value) const {
+    SyncWarpgroup(consumer);  // what was there has been read
+#pragma unroll
+    for (int j = begin / 8; j < begin / 8 + 16; j += 4) {
+      if (8 * j >= kRows) continue;
+      uint32_t v[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* const d = &sum[4 * (j + i)];
+        const uint32_t low = PackBf16(d[0], d[1]), high = PackBf16(d[2], d[3]);
+        v[i] = p.up_first ? value(high, low) : value(low, high);
+      }
+      StoreMatrixTransposed(SharedAddress(Piece(8 * j - begin + thread % 32, thread / 32)), v[0],
+                            v[1], v[2], v[3]);
+    }
+    SyncWarpgroup(consumer);
+    const int rows = min(tile.rows - begin, 128);
+    for (int at = thread; at < rows * 4; at += 128) {
+      const int row = at / 4, column = n + at % 4 * 8;
+      if (column >= p.n) continue;
+      *reinterpret_cast<uint4*>(to + (tile.row + begin + row) * stride + column) =
+          *reinterpret_cast<const uint4*>(Piece(row, at % 4));
+    }
+  }
+
+  __device__ __forceinline__ void StoreAll() const {
+#pragma unroll
+    for (int begin = 0; begin < kRows; begin += 128) {
+      StoreRows(begin, p.products, p.products_stride, [](uint32_t gate, uint32_t) { return gate; });
+      StoreRows(begin, p.products + p.n, p.products_stride,
+                [](uint32_t, uint32_t up) { return up; });
+      StoreRows(begin, static_cast<bf16*>(p.out), p.out_stride, SwiGluPair);
+    }
+  }
+};
+
 // A warpgroup's 64 outputs of 64 rows at a time, [row][64] under the 128-byte swizzle.
 template <int kRows>
 __device__ __forceinline__ void StoreBf16(const GroupedGemmParams& p, uint8_t* staging,
@@ -548,7 +611,7 @@ __device__ __forceinline__ void StoreF32(const GroupedGemmParams& p, const Tile&
 template <Store kStore, bool kInt8, bool kTransposed, int kRows>
 __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Shared& s, Ring& ring,
                                             const Tile& tile, int rank, int consumer) {
-  constexpr int kRowsW = kStore == Store::kGated ? kTileW / 2 : kTileW;
+  constexpr int kRowsW = kIsGated<kStore> ? kTileW / 2 : kTileW;
   const int first_n = (2 * tile.pair + rank) * kRowsW;
   float sum[kRows / 2];
 #pragma unroll
@@ -568,7 +631,7 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
   uint8_t* const staging =
       s.stages + (kInt8 ? kStages : last) * kBytesStage<kInt8> + consumer * kBytesStaging;
   WgmmaHold(sum);
-  if constexpr (kStore != Store::kGated && !kInt8) {
+  if constexpr (!kIsGated<kStore> && !kInt8) {
     if (p.silu) {
 #pragma unroll
       for (float& v : sum) v = Silu(v);
@@ -576,6 +639,9 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
   }
   if constexpr (kStore == Store::kGated) {
     StoreGated<kRows>(p, staging, tile, first_n, consumer, sum);
+  } else if constexpr (kStore == Store::kGatedKept) {
+    KeptTile<kRows>{p, staging, tile, first_n + 32 * consumer, consumer, ThreadOfTile(), sum}
+        .StoreAll();
   } else if constexpr (kStore == Store::kBf16) {
     StoreBf16<kRows>(p, staging, tile, first_n, consumer, sum);
   } else {

@@ -47,8 +47,8 @@ struct GroupedGemmArgs {
   const bf16* scales_up = nullptr;
   int64_t group = 0;  // 32, 64 or 128; 0: the weights are bf16
   int64_t num_experts = 1;
-  // Rows of w from an expert's first to the next one's; 0: as many as it has. Of bf16 weights
-  // without w_up only.
+  // Rows of w from an expert's first to the next one's; 0: as many as it has. Of bf16 weights only,
+  // with w_up a multiple of 8.
   int64_t expert_rows = 0;
   bool transposed = false;
   int64_t n = 0;
@@ -59,6 +59,11 @@ struct GroupedGemmArgs {
   DType out_type = DType::kBF16;  // float32: without w_up and with bf16 weights only
   bool silu = false;              // of each output; without w_up
   bool pair_order = false;        // columns of out in PairOrder
+
+  // With w_up of bf16 and without pair_order also the sums: those over w and, N columns further,
+  // those over w_up, as bf16. `out` is then worked out from them as they were rounded.
+  bf16* products = nullptr;  // [R, 2 N], or none
+  int64_t products_stride = 0;
 };
 
 // PairOrder: of every 16 columns the pairs (0 1) (2 3) ... (14 15) stand in the order

@@ -19,6 +19,7 @@
 #include <span>
 
 #include "device/queue.h"
+#include "kernels/activation/activation_backward.h"
 #include "tensor/tensor.h"
 
 namespace mm01 {
@@ -37,5 +38,10 @@ void MatMul(Queue& queue, const MatMulArgs& args);
 // Several side by side: the experts of a layer. Problems of no rows are left out; with k = 0, c is
 // zeroed or stays as it is.
 void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems);
+
+// MatMulMany(problems), then SwiGluOf(swiglu): to the same bits as one after the other, in one pass
+// where the problems are experts whose c [M, 2 F], one below the other, is gate beside up.
+void MatMulManySwiGlu(Queue& queue, std::span<const MatMulArgs> problems,
+                      const SwiGluForwardArgs& swiglu);
 
 }  // namespace mm01

@@ -202,6 +202,13 @@ void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems) {
   HWY_DYNAMIC_DISPATCH(MatMulManyTarget)(queue, problems);
 }
 
+void MatMulManySwiGlu(Queue& queue, std::span<const MatMulArgs> problems,
+                      const SwiGluForwardArgs& swiglu) {
+  MM01_ON_CUDA(queue, MatMulManySwiGlu(queue, problems, swiglu));
+  MatMulMany(queue, problems);
+  SwiGluOf(queue, swiglu);
+}
+
 void MatMul(Queue& queue, const MatMulArgs& args) {
   MatMulMany(queue, {&args, 1});
 }

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "device/check_cuda.cuh"
+#include "kernels/activation/activation_backward_cuda.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/grouped_gemm.h"
@@ -366,6 +367,29 @@ std::optional<GroupedProduct> AsGrouped(std::span<const MatMulArgs> problems) {
   return product;
 }
 
+// Makes of the product of rows with [2 F, k] one that keeps its sums and gives SwiGLU of them;
+// false where `swiglu` is not of that product, gate beside up, or the kernel does not take it.
+bool KeepForSwiGlu(const SwiGluForwardArgs& swiglu, GroupedGemmArgs& args) {
+  const Tensor &gate = swiglu.gate, &up = swiglu.up, &out = swiglu.out;
+  const int64_t ffn = args.n / 2, element = SizeOf(DType::kBF16);
+  const auto fits = [&](const Tensor& t) {
+    return t.rank == 2 && t.dtype == DType::kBF16 && t.dim(0) == args.num_rows && t.dim(1) == ffn &&
+           HasAlignedRows(t);
+  };
+  if (args.transposed || args.n % 16 != 0 || args.expert_rows % 8 != 0 || !fits(gate) ||
+      !fits(up) || !fits(out) || gate.data != args.out || gate.stride[0] != args.out_stride ||
+      up.stride[0] != args.out_stride || Distance(gate, up) != ffn * element) {
+    return false;
+  }
+  args.w_up = static_cast<const bf16*>(args.w) + ffn * args.k;
+  args.n = ffn;
+  args.products = static_cast<bf16*>(args.out);
+  args.products_stride = args.out_stride;
+  args.out = out.data;
+  args.out_stride = out.stride[0];
+  return true;
+}
+
 void Multiply(Queue& queue, const GroupedProduct& product) {
   if (product.groups.empty()) return;
   // The number of groups goes ahead of them, so that one copy does.
@@ -437,6 +461,15 @@ void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems) {
   if (const auto product = AsGrouped(problems)) return Multiply(queue, *product);
   if (const auto gradients = AsGroupedGradient(problems)) return GroupedGradient(queue, *gradients);
   for (const MatMulArgs& p : problems) cuda::MatMul(queue, p);
+}
+
+void MatMulManySwiGlu(Queue& queue, std::span<const MatMulArgs> problems,
+                      const SwiGluForwardArgs& swiglu) {
+  if (auto product = AsGrouped(problems); product && KeepForSwiGlu(swiglu, product->args)) {
+    return Multiply(queue, *product);
+  }
+  cuda::MatMulMany(queue, problems);
+  cuda::SwiGluOf(queue, swiglu);
 }
 
 }  // namespace mm01::cuda

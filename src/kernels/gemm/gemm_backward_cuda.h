@@ -4,9 +4,9 @@
 // in 32 chains, all else in one chain over k for each number, both in float32.
 //
 // MatMulMany takes one launch (kernels/cuda/grouped_gemm.h) for experts of bf16 whose rows of a and
-// of c follow each other, and whose b, of one shape, lie equally far apart in memory; and two for
-// the gradients of small matrices of one shape (kernels/cuda/grouped_gradient.h), c += a^T b of
-// bf16 rows that follow each other.
+// of c follow each other, and whose b, of one shape, lie equally far apart in memory, and
+// MatMulManySwiGlu as many; and two for the gradients of small matrices of one shape
+// (kernels/cuda/grouped_gradient.h), c += a^T b of bf16 rows that follow each other.
 #pragma once
 
 #include <span>
@@ -17,5 +17,7 @@ namespace mm01::cuda {
 
 void MatMul(Queue& queue, const MatMulArgs& args);
 void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems);
+void MatMulManySwiGlu(Queue& queue, std::span<const MatMulArgs> problems,
+                      const SwiGluForwardArgs& swiglu);
 
 }  // namespace mm01::cuda

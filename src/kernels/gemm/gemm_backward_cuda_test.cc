@@ -225,6 +225,63 @@ TEST_F(ExpertsCuda, RunsGiveTheSameBits) {
   EXPECT_TRUE(SameBits(results[2], results[0]));
 }
 
+// First products of experts, w1 over w3 with a w2 behind them, and SwiGLU of gate beside up.
+struct GatedExperts {
+  Floats both, out;  // with what lies between the rows
+
+  GatedExperts(Queue& queue, const Experts& e, DType type, bool in_one_pass) {
+    const int64_t ffn = e.n / 2, w_rows = e.n + ffn;
+    int64_t rows = 0;
+    for (const int64_t m : e.rows) rows += m;
+    const Matrix x(queue, type, 1, rows, e.k, e.k + 8);
+    const Matrix w(queue, type, 2, std::ssize(e.rows) * w_rows, e.k, e.k);
+    const Matrix c(queue, type, 3, rows, e.n, e.n + 16), h(queue, type, 4, rows, ffn, ffn + 8);
+    std::vector<MatMulArgs> problems;
+    for (int64_t i = 0, first = 0; i < std::ssize(e.rows); ++i) {
+      const int64_t end = first + e.rows[static_cast<size_t>(i)];
+      problems.push_back({x.tensor().Rows(first, end),
+                          w.tensor().Rows(i * w_rows, i * w_rows + e.n),
+                          c.tensor().Rows(first, end), false, true});
+      first = end;
+    }
+    Tensor gate = c.tensor(), up = c.tensor();
+    gate.shape[1] = up.shape[1] = ffn;
+    up.data = static_cast<std::byte*>(up.data) + ffn * SizeOf(type);
+    const SwiGluForwardArgs swiglu{.gate = gate, .up = up, .out = h.tensor()};
+    if (in_one_pass) {
+      MatMulManySwiGlu(queue, problems, swiglu);
+    } else {
+      MatMulMany(queue, problems);
+      SwiGluOf(queue, swiglu);
+    }
+    both = c.memory.ToFloat();
+    out = h.memory.ToFloat();
+  }
+};
+
+TEST_F(ExpertsCuda, SwiGluInOnePassHasTheBitsOfTwo) {
+  const std::vector<int64_t> ragged = {0, 65, 0, 63, 1, 64, 251, 320, 0};
+  for (const Experts& e : {Experts{ragged, 128, 64},
+                           {ragged, 512, 256},
+                           {ragged, 272, 72},
+                           {ragged, 16, 128},
+                           {{2500, 7}, 256, 320},
+                           {{2049, 4100}, 48, 64},
+                           {{0, 0, 3}, 144, 40},
+                           {{0, 0}, 64, 64},
+                           // These take two passes: one expert, columns that are not aligned.
+                           {{300}, 64, 64},
+                           {ragged, 24, 64}}) {
+    for (const DType type : {kBF16, kF32}) {
+      SCOPED_TRACE(testing::Message() << "N " << e.n << ", K " << e.k << ", " << e.rows.size()
+                                      << " experts of " << ToString(type));
+      const GatedExperts got(queue(), e, type, true), want(queue(), e, type, false);
+      EXPECT_TRUE(SameBits(got.both, want.both));
+      EXPECT_TRUE(SameBits(got.out, want.out));
+    }
+  }
+}
+
 class ExpertGradientsCuda : public MatMulCuda {
  protected:
   // c_e += a_e^T b_e for experts of `rows` rows, the c beside each other in memory; c as it is

@@ -95,6 +95,32 @@ TEST(MatMul, HasTheBitsOfGemmOnAnyNumberOfThreads) {
   }
 }
 
+TEST(MatMul, SwiGluHasTheBitsOfAnOpOfItsOwn) {
+  constexpr int64_t kRows = 30, kFfn = 24, kK = 40;
+  Matrix a(1, kRows, kK), b(2, 2 * 2 * kFfn, kK), c(3, kRows, 2 * kFfn), out(4, kRows, kFfn);
+  Matrix other_c = c, other_out = out;
+  Queue queue(2);
+  const auto problems = [&](Matrix& to) {
+    const auto expert = [&](int64_t e, int64_t begin, int64_t end) {
+      return MatMulArgs{a.tensor().Rows(begin, end),
+                        b.tensor().Rows(e * 2 * kFfn, (e + 1) * 2 * kFfn),
+                        to.tensor().Rows(begin, end), false, true};
+    };
+    return std::vector<MatMulArgs>{expert(0, 0, 13), expert(1, 13, kRows)};
+  };
+  const auto swiglu = [&](Matrix& from, Matrix& to) {
+    Tensor gate = from.tensor(), up = from.tensor();
+    gate.shape[1] = up.shape[1] = kFfn;
+    up.data = static_cast<float*>(up.data) + kFfn;
+    return SwiGluForwardArgs{gate, up, to.tensor()};
+  };
+  MatMulManySwiGlu(queue, problems(c), swiglu(c, out));
+  MatMulMany(queue, problems(other_c));
+  SwiGluOf(queue, swiglu(other_c, other_out));
+  EXPECT_TRUE(SameBits(c.data, other_c.data));
+  EXPECT_TRUE(SameBits(out.data, other_out.data));
+}
+
 TEST(MatMul, SumsOfNothing) {
   Queue queue(1);
   Floats some(6, 1.0f), c(6, 5.0f);

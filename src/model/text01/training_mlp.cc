@@ -64,12 +64,16 @@ void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, co
   }
   const Tensor hidden = RoomForHidden(scratch, p, kept, rows);
   const Tensor inputs = kept.expert_inputs.Rows(0, rows);
-  groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
-    products.push_back(
-        {.a = groups.Of(e, in), .b = w.w13.weight, .c = groups.Of(e, inputs), .transpose_b = true});
-  });
-  SwiGluOf(p.queue,
-           {.gate = Columns(inputs, 0, ffn), .up = Columns(inputs, ffn, 2 * ffn), .out = hidden});
+  std::vector<MatMulArgs> first;
+  for (size_t e = 0; e < layer.experts.size(); ++e) {
+    first.push_back({.a = groups.Of(e, in),
+                     .b = layer.experts[e].w13.weight,
+                     .c = groups.Of(e, inputs),
+                     .transpose_b = true});
+  }
+  MatMulManySwiGlu(
+      p.queue, first,
+      {.gate = Columns(inputs, 0, ffn), .up = Columns(inputs, ffn, 2 * ffn), .out = hidden});
   groups.Multiply([&](const TrainExpert& w, size_t e, std::vector<MatMulArgs>& products) {
     products.push_back({.a = groups.Of(e, hidden),
                         .b = w.w2.weight,
