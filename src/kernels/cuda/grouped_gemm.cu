@@ -61,6 +61,11 @@ void CheckShapes(const GroupedGemmArgs& a) {
   Check(!a.products || (a.w_up && a.group == 0 && !a.pair_order &&
                         IsAligned(a.products, a.products_stride * SizeOf(DType::kBF16))),
         "GroupedGemm keeps the products of bf16 weights for gated outputs");
+  Check(!a.silu_out ||
+            (!a.w_up && a.group == 0 && !a.transposed && !a.silu && a.out_type == DType::kBF16 &&
+             a.silu_columns % 8 == 0 && a.silu_columns <= a.n &&
+             IsAligned(a.silu_out, a.silu_stride * SizeOf(DType::kBF16))),
+        "GroupedGemm gives SiLU of columns of bf16 beside them, in multiples of 8");
 }
 
 }  // namespace
@@ -107,6 +112,9 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& args) {
   p.out_stride = a.out_stride;
   p.products = a.products;
   p.products_stride = a.products_stride;
+  p.silu_out = a.silu_out;
+  p.silu_stride = a.silu_stride;
+  p.silu_columns = static_cast<int>(a.silu_columns);
   Scratch scratch(queue);
   p.num_taken = scratch.Get<int32_t>(1);
   CheckCuda(cudaMemsetAsync(p.num_taken, 0, sizeof(int32_t), queue.stream()));
@@ -120,6 +128,8 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& args) {
     LaunchInt8Gemm(queue, p, gated, num_tiles);
   } else if (a.products) {
     LaunchKeptGemm(queue, p, num_tiles);
+  } else if (a.silu_out) {
+    LaunchSiluGemm(queue, p, num_tiles);
   } else if (a.transposed) {
     LaunchTransposedGemm(queue, p, num_tiles);
   } else {

@@ -53,6 +53,9 @@ struct GroupedGemmParams {
   int64_t out_stride;
   bf16* products;  // kGatedKept
   int64_t products_stride;
+  bf16* silu_out;  // kBf16Silu
+  int64_t silu_stride;
+  int silu_columns;
   int32_t* num_taken;  // tiles beyond the first of each cluster; zero before the kernel
 };
 
@@ -62,10 +65,11 @@ void LaunchBf16Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, D
 void LaunchInt8Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, int64_t num_tiles);
 void LaunchTransposedGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
 void LaunchKeptGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
+void LaunchSiluGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
 
 namespace {
 
-enum class Store { kGated, kBf16, kF32, kGatedKept };
+enum class Store { kGated, kBf16, kF32, kGatedKept, kBf16Silu };
 template <Store kStore>
 constexpr bool kIsGated = kStore == Store::kGated || kStore == Store::kGatedKept;
 
@@ -561,8 +565,16 @@ struct KeptTile {
   }
 };
 
+// SiLU of eight bf16.
+__device__ __forceinline__ uint4 SiluEight(const uint4& v) {
+  const auto silu = [](uint32_t pair) {
+    return PackBf16(Silu(__uint_as_float(pair << 16)), Silu(__uint_as_float(pair & 0xffff0000u)));
+  };
+  return make_uint4(silu(v.x), silu(v.y), silu(v.z), silu(v.w));
+}
+
 // A warpgroup's 64 outputs of 64 rows at a time, [row][64] under the 128-byte swizzle.
-template <int kRows>
+template <int kRows, bool kSilu>
 __device__ __forceinline__ void StoreBf16(const GroupedGemmParams& p, uint8_t* staging,
                                           const Tile& tile, int first_n, int consumer,
                                           float (&sum)[kRows / 2]) {
@@ -584,9 +596,14 @@ __device__ __forceinline__ void StoreBf16(const GroupedGemmParams& p, uint8_t* s
     SyncWarpgroup(consumer);
     const int rows = min(tile.rows - begin, 64);
     for (int at = thread; at < rows * 8; at += 128) {
-      const int row = at / 8, piece = at % 8;
-      StoreEight(p, tile.row + begin + row, first_n + 64 * consumer + 8 * piece,
-                 *reinterpret_cast<const uint4*>(staging + Swizzle128(row, piece * 16)));
+      const int row = at / 8, piece = at % 8, n = first_n + 64 * consumer + 8 * piece;
+      const uint4 v = *reinterpret_cast<const uint4*>(staging + Swizzle128(row, piece * 16));
+      StoreEight(p, tile.row + begin + row, n, v);
+      if constexpr (kSilu) {
+        if (n >= p.silu_columns) continue;
+        *reinterpret_cast<uint4*>(p.silu_out + (tile.row + begin + row) * p.silu_stride + n) =
+            SiluEight(v);
+      }
     }
   }
 }
@@ -642,8 +659,8 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
   } else if constexpr (kStore == Store::kGatedKept) {
     KeptTile<kRows>{p, staging, tile, first_n + 32 * consumer, consumer, ThreadOfTile(), sum}
         .StoreAll();
-  } else if constexpr (kStore == Store::kBf16) {
-    StoreBf16<kRows>(p, staging, tile, first_n, consumer, sum);
+  } else if constexpr (kStore == Store::kBf16 || kStore == Store::kBf16Silu) {
+    StoreBf16<kRows, kStore == Store::kBf16Silu>(p, staging, tile, first_n, consumer, sum);
   } else {
     StoreF32<kRows>(p, tile, first_n, consumer, sum);
   }

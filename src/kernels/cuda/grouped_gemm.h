@@ -64,6 +64,11 @@ struct GroupedGemmArgs {
   // those over w_up, as bf16. `out` is then worked out from them as they were rounded.
   bf16* products = nullptr;  // [R, 2 N], or none
   int64_t products_stride = 0;
+
+  // Without w_up, of bf16 weights to bf16: SiLU of the first columns of out as they were rounded.
+  bf16* silu_out = nullptr;  // [R, silu_columns], or none
+  int64_t silu_stride = 0;
+  int64_t silu_columns = 0;  // a multiple of 8
 };
 
 // PairOrder: of every 16 columns the pairs (0 1) (2 3) ... (14 15) stand in the order

@@ -6,4 +6,8 @@ void LaunchKeptGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_t
   LaunchGemm<Store::kGatedKept, false>(queue, params, num_tiles);
 }
 
+void LaunchSiluGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles) {
+  LaunchGemm<Store::kBf16Silu, false>(queue, params, num_tiles);
+}
+
 }  // namespace mm01::cuda

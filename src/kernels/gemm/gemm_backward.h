@@ -44,4 +44,7 @@ void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems);
 void MatMulManySwiGlu(Queue& queue, std::span<const MatMulArgs> problems,
                       const SwiGluForwardArgs& swiglu);
 
+// MatMul(product), then SiluOf(silu): in one pass where silu.x is the first columns of product.c.
+void MatMulSilu(Queue& queue, const MatMulArgs& product, const SiluForwardArgs& silu);
+
 }  // namespace mm01

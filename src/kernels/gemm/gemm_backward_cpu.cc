@@ -209,6 +209,12 @@ void MatMulManySwiGlu(Queue& queue, std::span<const MatMulArgs> problems,
   SwiGluOf(queue, swiglu);
 }
 
+void MatMulSilu(Queue& queue, const MatMulArgs& product, const SiluForwardArgs& silu) {
+  MM01_ON_CUDA(queue, MatMulSilu(queue, product, silu));
+  MatMul(queue, product);
+  SiluOf(queue, silu);
+}
+
 void MatMul(Queue& queue, const MatMulArgs& args) {
   MatMulMany(queue, {&args, 1});
 }

@@ -405,6 +405,18 @@ void Multiply(Queue& queue, const GroupedProduct& product) {
   GroupedGemm(queue, args);
 }
 
+// Does one pass of the kernel give the product, x w^T, and SiLU of its first columns?
+bool TakesSilu(const MatMulArgs& p, const Sizes& s, const SiluForwardArgs& silu) {
+  constexpr int64_t kMostK = 1024;
+  const auto fits = [&](const Tensor& t) {
+    return t.rank == 2 && t.dtype == DType::kBF16 && t.dim(0) == s.m && t.dim(1) % 8 == 0 &&
+           t.dim(1) == silu.x.dim(1) && HasAlignedRows(t);
+  };
+  return IsAlike(p, p) && p.transpose_b && s.k <= kMostK && TakesGrouped(p, s) && fits(silu.x) &&
+         fits(silu.out) && silu.x.dim(1) <= s.n && silu.x.data == p.c.data &&
+         silu.x.stride[0] == p.c.stride[0];
+}
+
 bool IsGradient(const MatMulArgs& p) {
   return p.transpose_a && !p.transpose_b && p.add && p.a.dtype == DType::kBF16 &&
          p.b.dtype == DType::kBF16 && p.c.dtype == DType::kF32 && HasAlignedRows(p.a) &&
@@ -461,6 +473,25 @@ void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems) {
   if (const auto product = AsGrouped(problems)) return Multiply(queue, *product);
   if (const auto gradients = AsGroupedGradient(problems)) return GroupedGradient(queue, *gradients);
   for (const MatMulArgs& p : problems) cuda::MatMul(queue, p);
+}
+
+void MatMulSilu(Queue& queue, const MatMulArgs& p, const SiluForwardArgs& silu) {
+  const Sizes s = CheckShapes(p);
+  if (!TakesSilu(p, s, silu)) {
+    cuda::MatMul(queue, p);
+    return cuda::SiluOf(queue, silu);
+  }
+  GroupedGemm(queue, {.x = p.a.data,
+                      .x_stride = p.a.stride[0],
+                      .num_rows = s.m,
+                      .w = p.b.data,
+                      .n = s.n,
+                      .k = s.k,
+                      .out = p.c.data,
+                      .out_stride = p.c.stride[0],
+                      .silu_out = static_cast<bf16*>(silu.out.data),
+                      .silu_stride = silu.out.stride[0],
+                      .silu_columns = silu.out.dim(1)});
 }
 
 void MatMulManySwiGlu(Queue& queue, std::span<const MatMulArgs> problems,

@@ -7,6 +7,9 @@
 // of c follow each other, and whose b, of one shape, lie equally far apart in memory, and
 // MatMulManySwiGlu as many; and two for the gradients of small matrices of one shape
 // (kernels/cuda/grouped_gradient.h), c += a^T b of bf16 rows that follow each other.
+//
+// MatMulSilu takes one pass of the same kernel for x w^T of bf16 and k of 1,024 at most. Where k is
+// larger, the library's product may be faster by more than a pass over its results takes.
 #pragma once
 
 #include <span>
@@ -19,5 +22,6 @@ void MatMul(Queue& queue, const MatMulArgs& args);
 void MatMulMany(Queue& queue, std::span<const MatMulArgs> problems);
 void MatMulManySwiGlu(Queue& queue, std::span<const MatMulArgs> problems,
                       const SwiGluForwardArgs& swiglu);
+void MatMulSilu(Queue& queue, const MatMulArgs& product, const SiluForwardArgs& silu);
 
 }  // namespace mm01::cuda

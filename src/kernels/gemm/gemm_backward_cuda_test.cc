@@ -144,6 +144,37 @@ TEST_F(MatMulCuda, RunsGiveTheSameBits) {
   EXPECT_TRUE(SameBits(results[2], results[0]));
 }
 
+// Sums against the library's, which adds in another order; SiLU of them to the bit.
+TEST_F(MatMulCuda, SiluOfTheFirstColumns) {
+  for (const auto& [c, silu_columns] :
+       {std::pair{Case{300, 512, 256}, int64_t{384}},
+        {{2500, 136, 72}, 136},
+        {{70, 72, 40}, 8},
+        {{65, 1024, 1024}, 768},
+        {{0, 64, 64}, 64},
+        // Two passes: k too large, and columns or rows that are not aligned.
+        {{40, 64, 1032}, 48},
+        {{40, 64, 64}, 33},
+        {{40, 63, 64}, 32}}) {
+    for (const DType type : {kBF16, kF32}) {
+      SCOPED_TRACE(testing::Message() << c.m << " x " << c.n << " x " << c.k << ", SiLU of "
+                                      << silu_columns << ", " << ToString(type));
+      const Matrix a(queue(), type, 1, c.m, c.k, c.k + 8), b(queue(), type, 2, c.n, c.k, c.k);
+      const Matrix product(queue(), type, 3, c.m, c.n, c.n + 16);
+      const Matrix out(queue(), type, 4, c.m, silu_columns, silu_columns + 8);
+      const Matrix want_out(queue(), type, 4, c.m, silu_columns, silu_columns + 8);
+      Tensor x = product.tensor();
+      x.shape[1] = silu_columns;
+      MatMulSilu(queue(), {a.tensor(), b.tensor(), product.tensor(), false, true},
+                 {.x = x, .out = out.tensor()});
+      EXPECT_LE(RelativeError(RowsOf(product), Product(c, a, false, b, true)),
+                type == kF32 ? 1e-5 : 3e-3);
+      SiluOf(queue(), {.x = x, .out = want_out.tensor()});
+      EXPECT_TRUE(SameBits(RowsOf(out), RowsOf(want_out)));
+    }
+  }
+}
+
 // Experts side by side with as much between their matrices as they have, like w1 of w1, w3 and w2.
 struct Experts {
   std::vector<int64_t> rows;

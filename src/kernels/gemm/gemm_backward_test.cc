@@ -121,6 +121,26 @@ TEST(MatMul, SwiGluHasTheBitsOfAnOpOfItsOwn) {
   EXPECT_TRUE(SameBits(out.data, other_out.data));
 }
 
+TEST(MatMul, SiluHasTheBitsOfAnOpOfItsOwn) {
+  constexpr int64_t kRows = 30, kColumns = 50, kSilu = 33, kK = 40;
+  Matrix a(1, kRows, kK), b(2, kColumns, kK), c(3, kRows, kColumns), out(4, kRows, kSilu);
+  Matrix other_c = c, other_out = out;
+  Queue queue(2);
+  const auto product = [&](Matrix& to) {
+    return MatMulArgs{a.tensor(), b.tensor(), to.tensor(), false, true};
+  };
+  const auto silu = [&](Matrix& from, Matrix& to) {
+    Tensor x = from.tensor();
+    x.shape[1] = kSilu;
+    return SiluForwardArgs{x, to.tensor()};
+  };
+  MatMulSilu(queue, product(c), silu(c, out));
+  MatMul(queue, product(other_c));
+  SiluOf(queue, silu(other_c, other_out));
+  EXPECT_TRUE(SameBits(c.data, other_c.data));
+  EXPECT_TRUE(SameBits(out.data, other_out.data));
+}
+
 TEST(MatMul, SumsOfNothing) {
   Queue queue(1);
   Floats some(6, 1.0f), c(6, 5.0f);

@@ -40,8 +40,8 @@ void LightningForward(const TrainPass& p, const TrainLayer& layer, const KeptLay
                       const Tensor& x, const Tensor& out) {
   Scratch scratch(p.queue);
   const Tensor fused = RoomForSilu(scratch, p, kept), normed = RoomForGated(scratch, p, kept);
-  MatMul(p.queue, {.a = x, .b = layer.inputs.weight, .c = kept.inputs, .transpose_b = true});
-  SiluOf(p.queue, {.x = kept.qkv, .out = fused});
+  MatMulSilu(p.queue, {.a = x, .b = layer.inputs.weight, .c = kept.inputs, .transpose_b = true},
+             {.x = kept.qkv, .out = fused});
   LightningPass(p.queue, {.q = Third(fused, p.config, 0),
                           .k = Third(fused, p.config, 1),
                           .v = Third(fused, p.config, 2),
