@@ -68,6 +68,37 @@ void CheckShapes(const GroupedGemmArgs& a) {
         "GroupedGemm gives SiLU of columns of bf16 beside them, in multiples of 8");
 }
 
+// Of bf16, in boxes of `box` columns.
+Target TargetOf(void* data, int64_t stride, int64_t rows, int64_t columns, int box) {
+  Target to;
+  to.data = data;
+  to.stride = stride;
+  to.columns = static_cast<int>(columns);
+  to.map = MakeTensorMap(
+      data, {.dims = {columns, rows},
+             .strides = {2 * stride},
+             .box = {box, kBoxRows},
+             .swizzle = box == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B});
+  return to;
+}
+
+void SetTargets(GroupedGemmParams& p, const GroupedGemmArgs& a) {
+  const int box = a.w_up ? 32 : 64;
+  if (a.out_type == DType::kBF16) {
+    p.out = TargetOf(a.out, a.out_stride, a.num_rows, a.n, box);
+  } else {
+    p.out.data = a.out;
+    p.out.stride = a.out_stride;
+  }
+  if (a.products) {
+    p.gate = TargetOf(a.products, a.products_stride, a.num_rows, a.n, box);
+    p.up = TargetOf(a.products + a.n, a.products_stride, a.num_rows, a.n, box);
+  }
+  if (a.silu_out) {
+    p.silu_out = TargetOf(a.silu_out, a.silu_stride, a.num_rows, a.silu_columns, box);
+  }
+}
+
 }  // namespace
 
 void LaunchBf16Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, DType out_type,
@@ -108,13 +139,7 @@ void GroupedGemm(Queue& queue, const GroupedGemmArgs& args) {
   p.up_first = up_first;
   p.silu = a.silu;
   p.pair_order = a.pair_order;
-  p.out = a.out;
-  p.out_stride = a.out_stride;
-  p.products = a.products;
-  p.products_stride = a.products_stride;
-  p.silu_out = a.silu_out;
-  p.silu_stride = a.silu_stride;
-  p.silu_columns = static_cast<int>(a.silu_columns);
+  SetTargets(p, a);
   Scratch scratch(queue);
   p.num_taken = scratch.Get<int32_t>(1);
   CheckCuda(cudaMemsetAsync(p.num_taken, 0, sizeof(int32_t), queue.stream()));

@@ -24,156 +24,13 @@
 
 #include "base/check.h"
 #include "device/check_cuda.cuh"
-#include "device/tensor_map.cuh"
 #include "kernels/cuda/decode_int8.cuh"
-#include "kernels/cuda/grouped_gemm.h"
-#include "kernels/cuda/hopper.cuh"
+#include "kernels/cuda/grouped_gemm_store.cuh"
+#include "kernels/cuda/grouped_gemm_tiles.cuh"
 #include "kernels/cuda/wgmma_wide.cuh"
 
 namespace mm01::cuda {
-
-inline constexpr int kMaxUnits = 10;  // units of 32 rows of x in a tile
-
-struct GroupedGemmParams {
-  CUtensorMap w;
-  CUtensorMap x[kMaxUnits];  // boxes of 16, 32, ... 160 rows: half a tile
-  const RowGroup* groups;
-  const int32_t* num_groups;
-  int64_t num_rows;       // if there are no groups
-  const bf16* scales[2];  // int8: of the first and the second eight of 16 rows of a tile
-  int64_t scale_rows;     // of all experts together
-  int64_t num_scales;     // a row
-  int log_group;
-  int n, k;
-  int expert_rows;  // of w, from an expert's first to the next one's
-  bool up_first;    // the tile's first eight rows are w_up's
-  bool silu;
-  bool pair_order;
-  void* out;
-  int64_t out_stride;
-  bf16* products;  // kGatedKept
-  int64_t products_stride;
-  bf16* silu_out;  // kBf16Silu
-  int64_t silu_stride;
-  int silu_columns;
-  int32_t* num_taken;  // tiles beyond the first of each cluster; zero before the kernel
-};
-
-// Each compiled in a file of its own.
-void LaunchBf16Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, DType out_type,
-                    int64_t num_tiles);
-void LaunchInt8Gemm(Queue& queue, const GroupedGemmParams& params, bool gated, int64_t num_tiles);
-void LaunchTransposedGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
-void LaunchKeptGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
-void LaunchSiluGemm(Queue& queue, const GroupedGemmParams& params, int64_t num_tiles);
-
 namespace {
-
-enum class Store { kGated, kBf16, kF32, kGatedKept, kBf16Silu };
-template <Store kStore>
-constexpr bool kIsGated = kStore == Store::kGated || kStore == Store::kGatedKept;
-
-constexpr int kTileW = 128;  // rows of w a block
-constexpr int kUnit = 32;    // rows of x are padded to this
-constexpr int kStepK = 64;   // inputs a stage
-constexpr int kStages = 4;
-constexpr int kConsumers = 2;           // warpgroups
-constexpr int kBandBytes = 15'000'000;  // of x that tiles side by side read
-constexpr int kThreads = 128 * (1 + kConsumers);
-constexpr int kBytesStaging = 8192;            // of a warpgroup, for sums on their way out
-constexpr int kReleases = kConsumers * 4 * 2;  // warps of both blocks give a stage back
-
-struct Tile {
-  int expert, pair;  // pair: of neighbouring tiles of w
-  int64_t row;       // the first row of x
-  int rows, units;   // no units: there are no more tiles
-};
-
-constexpr int kBytesControl = kStages * (3 * 8 + static_cast<int>(sizeof(Tile)) + 4);
-
-// int8 weights need registers that sums would take.
-template <bool kInt8>
-constexpr int kMostUnits = kInt8 ? 9 : kMaxUnits;
-template <bool kInt8>
-constexpr int kBytesW = kTileW* kStepK*(kInt8 ? 1 : 2);
-template <bool kInt8>
-constexpr int kBytesStage = kBytesW<kInt8> + kMostUnits<kInt8>* kUnit* kStepK * 2;
-// bf16 weights take as much as the staging, which is where the last ones of a tile were.
-template <bool kInt8>
-constexpr int kSharedBytes = 1024 + kStages* kBytesStage<kInt8> +
-                             (kInt8 ? kConsumers * kBytesStaging : 0) + kBytesControl;
-static_assert(kBytesW<false> == kConsumers * kBytesStaging);
-static_assert(kSharedBytes<false> <= 227 * 1024 && kSharedBytes<true> <= 227 * 1024);
-
-// Tiles are made for 1, 2 and 4 to 10 units; int8 has no registers for 7.
-template <bool kInt8>
-__host__ __device__ constexpr int FitUnits(int units) {
-  return units == 3 || (kInt8 && units == 7) ? units + 1 : units;
-}
-
-// All tiles, numbered. A group's tiles of x go side by side through the same weights, no more of
-// them at a time than a band, which stays in the L2 cache.
-template <bool kInt8>
-class TileWalk {
- public:
-  __device__ TileWalk(const GroupedGemmParams& p, int rows_w)
-      : p_(p), pairs_((p.n + 2 * rows_w - 1) / (2 * rows_w)) {
-    num_groups_ = p.groups ? *p.num_groups
-                           : static_cast<int>((p.num_rows + kMaxGroupRows - 1) / kMaxGroupRows);
-    if (num_groups_ > 0) Load();
-  }
-
-  // Tile `id`, which is larger than that of the call before; false if there are not so many.
-  __device__ bool Find(int id, Tile& tile) {
-    while (at_ < num_groups_ && id - first_ >= pairs_ * tiles_) {
-      first_ += pairs_ * tiles_;
-      if (++at_ < num_groups_) Load();
-    }
-    if (at_ >= num_groups_) return false;
-    const int band = (id - first_) / (pairs_ * band_) * band_, width = min(band_, tiles_ - band);
-    const int in_band = id - first_ - pairs_ * band, i = band + in_band % width;
-    const int begin = BeginOf(i), end = BeginOf(i + 1);
-    tile.pair = in_band / width;
-    tile.expert = group_.expert;
-    tile.row = group_.first + begin * kUnit;
-    tile.rows = min((end - begin) * kUnit, group_.rows - begin * kUnit);
-    tile.units = FitUnits<kInt8>(end - begin);
-    return true;
-  }
-
- private:
-  __device__ void Load() {
-    if (p_.groups) {
-      group_ = p_.groups[at_];
-    } else {
-      const int64_t first = at_ * kMaxGroupRows;
-      group_ = {0, static_cast<int>(min(p_.num_rows - first, kMaxGroupRows)), first};
-    }
-    units_ = (group_.rows + kUnit - 1) / kUnit;
-    tiles_ = (units_ + 1) / 8;
-    if (units_ > kMostUnits<kInt8> * tiles_) ++tiles_;
-    const int most = max(kBandBytes / (8 * kUnit * 2 * p_.k), 1);
-    const int num_bands = (tiles_ + most - 1) / most;
-    band_ = (tiles_ + num_bands - 1) / num_bands;
-  }
-
-  // The first unit of the group's tile i. 8 units are cheapest a row, as the most that one
-  // instruction takes; then the most that a tile takes. Fewer than 8 are of about the same size.
-  __device__ int BeginOf(int i) const {
-    const int beyond = units_ - 8 * tiles_;
-    if (beyond >= 0) return 8 * i + min((kMostUnits<kInt8> - 8) * i, beyond);
-    return i * (units_ / tiles_) + min(i, units_ % tiles_);
-  }
-
-  const GroupedGemmParams& p_;
-  int pairs_;
-  int num_groups_ = 0;
-  int at_ = 0;     // the group
-  int first_ = 0;  // the number of its first tile
-  RowGroup group_;
-  int units_ = 0, tiles_ = 1;  // of the group's rows
-  int band_ = 1;               // tiles; the last band may have fewer
-};
 
 // Where in the ring of stages a warp is.
 struct Ring {
@@ -426,205 +283,6 @@ __device__ __forceinline__ int MultiplyInt8(const GroupedGemmParams& p, const Sh
   return last;
 }
 
-// x / (1 + exp(-x)) by the hardware's exponential and reciprocal; numbers below the normal ones are
-// zero.
-__device__ __forceinline__ float Silu(float x) {
-  float e, r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.442695041f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
-  return x * r;
-}
-
-// Of a warpgroup. Hidden from the compiler, which else works out the addresses of every tile size
-// ahead of the sums and has no registers left for these.
-__device__ __forceinline__ int ThreadOfTile() {
-  int thread = threadIdx.x % 128;
-  asm volatile("" : "+r"(thread));
-  return thread;
-}
-
-__device__ __forceinline__ void SyncWarpgroup(int consumer) {
-  NamedBarrierSync(1 + consumer, 128);
-}
-
-// Eight columns from `n` on of a row, if they are inside. Columns come in eights.
-__device__ __forceinline__ void StoreEight(const GroupedGemmParams& p, int64_t row, int n,
-                                           const uint4& v) {
-  if (n >= p.n) return;
-  *reinterpret_cast<uint4*>(static_cast<bf16*>(p.out) + row * p.out_stride + n) = v;
-}
-
-// Two eights side by side, in PairOrder.
-__device__ __forceinline__ void StoreInPairOrder(const GroupedGemmParams& p, int64_t row, int n,
-                                                 const uint4& a, const uint4& b) {
-  StoreEight(p, row, n, make_uint4(a.x, a.z, b.x, b.z));
-  StoreEight(p, row, n + 8, make_uint4(a.y, a.w, b.y, b.w));
-}
-
-// SiLU(gate) * up: a warpgroup's 32 outputs of 128 rows at a time go through shared memory,
-// [row][32], where the pieces of 16 bytes are permuted so that neither side meets a bank twice.
-template <int kRows>
-__device__ __forceinline__ void StoreGated(const GroupedGemmParams& p, uint8_t* staging,
-                                           const Tile& tile, int first_n, int consumer,
-                                           float (&sum)[kRows / 2]) {
-  const int thread = ThreadOfTile(), warp = thread / 32, lane = thread % 32;
-  const auto piece_of = [&](int row, int piece) {
-    return staging + row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
-  };
-#pragma unroll
-  for (int begin = 0; begin < kRows; begin += 128) {
-    SyncWarpgroup(consumer);  // what was there has been read
-#pragma unroll
-    for (int j = begin / 8; j < begin / 8 + 16; j += 4) {
-      if (8 * j >= kRows) continue;
-      uint32_t h[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float* const d = &sum[4 * (j + i)];
-        const float2 low{d[0], d[1]}, high{d[2], d[3]};
-        const float2 gate = p.up_first ? high : low, up = p.up_first ? low : high;
-        h[i] = PackBf16(Silu(gate.x) * up.x, Silu(gate.y) * up.y);
-      }
-      StoreMatrixTransposed(SharedAddress(piece_of(8 * j - begin + lane, warp)), h[0], h[1], h[2],
-                            h[3]);
-    }
-    SyncWarpgroup(consumer);
-    const int rows = min(tile.rows - begin, 128), n = first_n + 32 * consumer;
-    const int64_t first = tile.row + begin;
-    if (p.pair_order) {
-      for (int at = thread; at < rows * 2; at += 128) {
-        const int row = at / 2, piece = at % 2 * 2;
-        StoreInPairOrder(p, first + row, n + 8 * piece,
-                         *reinterpret_cast<const uint4*>(piece_of(row, piece)),
-                         *reinterpret_cast<const uint4*>(piece_of(row, piece + 1)));
-      }
-    } else {
-      for (int at = thread; at < rows * 4; at += 128) {
-        StoreEight(p, first + at / 4, n + at % 4 * 8,
-                   *reinterpret_cast<const uint4*>(piece_of(at / 4, at % 4)));
-      }
-    }
-  }
-}
-
-// A pair of bf16 of each: SiLU(gate) * up.
-__device__ __forceinline__ uint32_t SwiGluPair(uint32_t gate, uint32_t up) {
-  const auto low = [](uint32_t pair) { return __uint_as_float(pair << 16); };
-  const auto high = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
-  return PackBf16(Silu(low(gate)) * low(up), Silu(high(gate)) * high(up));
-}
-
-// Both sums and SiLU(gate) * up of them, one after another by the way of StoreGated.
-template <int kRows>
-struct KeptTile {
-  const GroupedGemmParams& p;
-  uint8_t* staging;
-  const Tile& tile;
-  int n, consumer, thread;  // n: the warpgroup's first output
-  const float (&sum)[kRows / 2];
-
-  __device__ __forceinline__ uint8_t* Piece(int row, int piece) const {
-    return staging + row * 64 + ((piece ^ (row >> 1 & 3)) << 4);
-  }
-
-  // value(gate, up), pairs of bf16, of the 128 rows from `begin` on.
-  template <typename F>
-  __device__ __forceinline__ void StoreRows(int begin, bf16* to, int64_t stride, F&& value) const {
-    SyncWarpgroup(consumer);  // what was there has been read
-#pragma unroll
-    for (int j = begin / 8; j < begin / 8 + 16; j += 4) {
-      if (8 * j >= kRows) continue;
-      uint32_t v[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float* const d = &sum[4 * (j + i)];
-        const uint32_t low = PackBf16(d[0], d[1]), high = PackBf16(d[2], d[3]);
-        v[i] = p.up_first ? value(high, low) : value(low, high);
-      }
-      StoreMatrixTransposed(SharedAddress(Piece(8 * j - begin + thread % 32, thread / 32)), v[0],
-                            v[1], v[2], v[3]);
-    }
-    SyncWarpgroup(consumer);
-    const int rows = min(tile.rows - begin, 128);
-    for (int at = thread; at < rows * 4; at += 128) {
-      const int row = at / 4, column = n + at % 4 * 8;
-      if (column >= p.n) continue;
-      *reinterpret_cast<uint4*>(to + (tile.row + begin + row) * stride + column) =
-          *reinterpret_cast<const uint4*>(Piece(row, at % 4));
-    }
-  }
-
-  __device__ __forceinline__ void StoreAll() const {
-#pragma unroll
-    for (int begin = 0; begin < kRows; begin += 128) {
-      StoreRows(begin, p.products, p.products_stride, [](uint32_t gate, uint32_t) { return gate; });
-      StoreRows(begin, p.products + p.n, p.products_stride,
-                [](uint32_t, uint32_t up) { return up; });
-      StoreRows(begin, static_cast<bf16*>(p.out), p.out_stride, SwiGluPair);
-    }
-  }
-};
-
-// SiLU of eight bf16.
-__device__ __forceinline__ uint4 SiluEight(const uint4& v) {
-  const auto silu = [](uint32_t pair) {
-    return PackBf16(Silu(__uint_as_float(pair << 16)), Silu(__uint_as_float(pair & 0xffff0000u)));
-  };
-  return make_uint4(silu(v.x), silu(v.y), silu(v.z), silu(v.w));
-}
-
-// A warpgroup's 64 outputs of 64 rows at a time, [row][64] under the 128-byte swizzle.
-template <int kRows, bool kSilu>
-__device__ __forceinline__ void StoreBf16(const GroupedGemmParams& p, uint8_t* staging,
-                                          const Tile& tile, int first_n, int consumer,
-                                          float (&sum)[kRows / 2]) {
-  const int thread = ThreadOfTile(), warp = thread / 32, lane = thread % 32;
-#pragma unroll
-  for (int begin = 0; begin < kRows; begin += 64) {
-    SyncWarpgroup(consumer);  // what was there has been read
-#pragma unroll
-    for (int j = begin / 8; j < begin / 8 + 8; j += 2) {
-      if (8 * j >= kRows) continue;
-      uint32_t v[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) v[i] = PackBf16(sum[4 * j + 2 * i], sum[4 * j + 2 * i + 1]);
-      const int row = 8 * j - begin + lane / 16 * 8 + lane % 8;
-      const int piece = 2 * warp + lane / 8 % 2;
-      StoreMatrixTransposed(SharedAddress(staging) + Swizzle128(row, piece * 16), v[0], v[1], v[2],
-                            v[3]);
-    }
-    SyncWarpgroup(consumer);
-    const int rows = min(tile.rows - begin, 64);
-    for (int at = thread; at < rows * 8; at += 128) {
-      const int row = at / 8, piece = at % 8, n = first_n + 64 * consumer + 8 * piece;
-      const uint4 v = *reinterpret_cast<const uint4*>(staging + Swizzle128(row, piece * 16));
-      StoreEight(p, tile.row + begin + row, n, v);
-      if constexpr (kSilu) {
-        if (n >= p.silu_columns) continue;
-        *reinterpret_cast<uint4*>(p.silu_out + (tile.row + begin + row) * p.silu_stride + n) =
-            SiluEight(v);
-      }
-    }
-  }
-}
-
-template <int kRows>
-__device__ __forceinline__ void StoreF32(const GroupedGemmParams& p, const Tile& tile, int first_n,
-                                         int consumer, float (&sum)[kRows / 2]) {
-  const int thread = ThreadOfTile(), lane = thread % 32;
-  const int n = first_n + 64 * consumer + thread / 32 * 16 + lane / 4;
-#pragma unroll
-  for (int j = 0; j < kRows / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = 8 * j + lane % 4 * 2 + i % 2, column = n + i / 2 * 8;
-      if (row < tile.rows && column < p.n) {
-        static_cast<float*>(p.out)[(tile.row + row) * p.out_stride + column] = sum[4 * j + i];
-      }
-    }
-  }
-}
-
 template <Store kStore, bool kInt8, bool kTransposed, int kRows>
 __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Shared& s, Ring& ring,
                                             const Tile& tile, int rank, int consumer) {
@@ -644,9 +302,6 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
   } else {
     last = Multiply<kRows, kTransposed>(p, s, ring, consumer, sum);
   }
-  // The last weights that this warpgroup alone has read make room for its sums.
-  uint8_t* const staging =
-      s.stages + (kInt8 ? kStages : last) * kBytesStage<kInt8> + consumer * kBytesStaging;
   WgmmaHold(sum);
   if constexpr (!kIsGated<kStore> && !kInt8) {
     if (p.silu) {
@@ -654,15 +309,20 @@ __device__ __forceinline__ void ConsumeTile(const GroupedGemmParams& p, const Sh
       for (float& v : sum) v = Silu(v);
     }
   }
-  if constexpr (kStore == Store::kGated) {
-    StoreGated<kRows>(p, staging, tile, first_n, consumer, sum);
-  } else if constexpr (kStore == Store::kGatedKept) {
-    KeptTile<kRows>{p, staging, tile, first_n + 32 * consumer, consumer, ThreadOfTile(), sum}
-        .StoreAll();
-  } else if constexpr (kStore == Store::kBf16 || kStore == Store::kBf16Silu) {
-    StoreBf16<kRows, kStore == Store::kBf16Silu>(p, staging, tile, first_n, consumer, sum);
+  uint8_t* const stage = s.stages + last * kBytesStage<kInt8>;
+  uint8_t* const weights =
+      (kInt8 ? s.stages + kStages * kBytesStage<kInt8> : stage) + consumer * kBytesStaging;
+  uint8_t* const half_of_x = stage + kBytesW<kInt8> + consumer * (kBytesX<kInt8> / kConsumers);
+  if constexpr (kStore == Store::kF32) {
+    StoreF32<kRows>(p, tile, first_n + 64 * consumer, sum);
   } else {
-    StoreF32<kRows>(p, tile, first_n, consumer, sum);
+    Outbox<kIsGated<kStore> ? 32 : 64, !kInt8> box(weights, half_of_x, consumer);
+    if constexpr (kIsGated<kStore>) {
+      StoreGated<kRows, kStore == Store::kGatedKept>(p, box, tile, first_n + 32 * consumer, sum);
+    } else {
+      StoreBf16<kRows, kStore == Store::kBf16Silu>(p, box, tile, first_n + 64 * consumer, sum);
+    }
+    box.Close();
   }
   ProxyFence();
   __syncwarp();
