@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "kernels/gemm/gemm_backward.h"
 #ifdef MM01_CUDA
 #include "kernels/moe/moe_backward_cuda.h"
 #endif
@@ -145,6 +146,16 @@ void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows_tensor
     }
     if (first) std::fill(out, out + y.dim(1), 0.0f);
   });
+}
+
+void CombineGradients(Queue& queue, const TrainDispatch& d, const CombineGradientsArgs& a) {
+  Check(a.rows.dim(0) == d.num_rows() && a.d_x.dim(0) == d.row.dim(0) &&
+            a.rows.dim(1) == a.d_x.dim(1) && a.d_logits.dim(0) == a.d_x.dim(0) &&
+            a.router.dim(0) == a.d_logits.dim(1) && a.router.dim(1) == a.d_x.dim(1),
+        "CombineGradients: shapes disagree");
+  MM01_ON_CUDA(queue, CombineGradients(queue, d, a));
+  CombineRows(queue, d, a.rows, false, a.d_x);
+  MatMul(queue, {.a = a.d_logits, .b = a.router, .c = a.d_x, .add = true});
 }
 
 void RouteBackward(Queue& queue, const TrainDispatch& d, const Tensor& weighted_gradient,

@@ -10,9 +10,9 @@
 // and back
 //
 //   GatherRows         of dy, weighted: the gradient of a row
-//   CombineRows        without weights: dx
 //   RouteBackward      gradients of weights -> of logits
 //   BalanceBackward    adds those of the auxiliary loss
+//   CombineGradients   dx: of its rows, without weights, and of the router's product
 //
 // Letters   T tokens, E experts, k experts a token, R <= T k rows that are kept, D width, L layers.
 // Types     float32, on a GPU rows also bf16; what concerns balance in double, on a GPU a token's
@@ -65,6 +65,18 @@ void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, bo
 // y: [T, D] overwritten; rows: [R, D]; `weighted`: times the token's weight, else as they are.
 void CombineRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows, bool weighted,
                  const Tensor& y);
+
+struct CombineGradientsArgs {
+  Tensor rows;      // [R, D]
+  Tensor d_logits;  // [T, E]
+  Tensor router;    // [E, D]
+  Tensor d_x;       // [T, D]  overwritten
+};
+
+// d_x = CombineRows(rows), not weighted, + d_logits router. On a GPU all are of one type; where
+// there are few experts the sum is one chain in float32, rows and then logits.
+void CombineGradients(Queue& queue, const TrainDispatch& dispatch,
+                      const CombineGradientsArgs& args);
 
 // d_logits [T, E] overwritten, from the gradients of the weights times the weights, [R]: the
 // weights of a token are the softmax over the logits of its k experts. A dropped row's weight has

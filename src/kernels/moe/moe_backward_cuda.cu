@@ -14,7 +14,6 @@ namespace mm01::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 constexpr int kBlockTokens = 256;
 constexpr int kMaxExperts = 256;
 
@@ -202,90 +201,6 @@ __global__ void __launch_bounds__(kThreads) PlaceRows(const __grid_constant__ Co
   c.weight[first[e] + place] = c.share[i];
 }
 
-// ---- there and back
-
-template <int kWide, typename T>
-__device__ __forceinline__ void Get(const T* p, float (&x)[kWide]) {
-  if constexpr (kWide == 8) {
-    Load8(p, x);
-  } else {
-    x[0] = Load(p);
-  }
-}
-template <int kWide, typename T>
-__device__ __forceinline__ void Put(T* p, const float (&x)[kWide]) {
-  if constexpr (kWide == 8) {
-    Store8(p, x);
-  } else {
-    Store(p, x[0]);
-  }
-}
-
-constexpr int kGatheredRows = 4;  // of a warp, all on their way at once
-
-struct Gathering {
-  const int32_t* token;  // [R]
-  const float* weight;   // [R]  null: 1
-  int64_t rows;
-  int width;
-  int64_t x_stride, out_stride;
-};
-
-// A warp kGatheredRows rows, kWide columns a lane.
-template <int kWide, typename T>
-__global__ void __launch_bounds__(kThreads)
-    Gather(const __grid_constant__ Gathering g, const T* x, T* out) {
-  const int64_t first =
-      (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32) * kGatheredRows;
-  for (int at = threadIdx.x % 32 * kWide; at < g.width; at += 32 * kWide) {
-    float v[kGatheredRows][kWide];
-#pragma unroll
-    for (int i = 0; i < kGatheredRows; ++i) {
-      const int64_t r = min(first + i, g.rows - 1);
-      Get(x + g.token[r] * g.x_stride + at, v[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kGatheredRows; ++i) {
-      if (first + i >= g.rows) break;
-      if (g.weight != nullptr) {
-        const float by = g.weight[first + i];
-#pragma unroll
-        for (int c = 0; c < kWide; ++c) v[i][c] *= by;
-      }
-      Put(out + (first + i) * g.out_stride + at, v[i]);
-    }
-  }
-}
-
-struct Combining {
-  const int32_t* row;  // [T, k]
-  const float* share;  // null: 1
-  int64_t tokens;
-  int k, width;
-  int64_t rows_stride, y_stride;
-};
-
-// A warp a token, kWide columns a lane.
-template <int kWide, typename T>
-__global__ void __launch_bounds__(kThreads)
-    Combine(const __grid_constant__ Combining c, const T* rows, T* y) {
-  const int64_t t = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
-  if (t >= c.tokens) return;
-  for (int at = threadIdx.x % 32 * kWide; at < c.width; at += 32 * kWide) {
-    float sum[kWide] = {};
-    for (int64_t i = t * c.k; i < (t + 1) * c.k; ++i) {
-      const int64_t row = c.row[i];
-      if (row < 0) continue;
-      const float weight = c.share ? c.share[i] : 1.0f;
-      float v[kWide];
-      Get(rows + row * c.rows_stride + at, v);
-#pragma unroll
-      for (int j = 0; j < kWide; ++j) sum[j] = fmaf(weight, v[j], sum[j]);
-    }
-    Put(y + t * c.y_stride + at, sum);
-  }
-}
-
 // ---- gradients of the router's logits
 
 // A thread a logit.
@@ -396,44 +311,6 @@ TrainDispatch MakeTrainDispatch(Queue& queue, const TrainDispatchArgs& a) {
   }
   d.probability.assign(totals.begin() + num_experts, totals.end());
   return d;
-}
-
-void GatherRows(Queue& queue, const TrainDispatch& d, const Tensor& x, bool weighted,
-                const Tensor& out) {
-  Check(x.dtype == out.dtype, "GatherRows: the element types differ");
-  if (out.dim(0) == 0) return;
-  const Gathering g{.token = d.token.As<const int32_t, 1>().data,
-                    .weight = weighted ? d.weight.As<const float, 1>().data : nullptr,
-                    .rows = out.dim(0),
-                    .width = static_cast<int>(out.dim(1)),
-                    .x_stride = x.stride[0],
-                    .out_stride = out.stride[0]};
-  WithElement(x, [&]<typename T>() {
-    const bool wide = g.width % 8 == 0 && HasAlignedRows(x) && HasAlignedRows(out);
-    const auto gather = wide ? Gather<8, T> : Gather<1, T>;
-    gather<<<Blocks(g.rows, kWarps * kGatheredRows), kThreads, 0, queue.stream()>>>(
-        g, x.As<const T, 2>().data, out.As<T, 2>().data);
-  });
-  CheckLaunch();
-}
-
-void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows, bool weighted,
-                 const Tensor& y) {
-  if (y.dim(0) == 0) return;
-  const Combining c{.row = d.row.As<const int32_t, 2>().data,
-                    .share = weighted ? d.share.As<const float, 2>().data : nullptr,
-                    .tokens = y.dim(0),
-                    .k = static_cast<int>(d.row.dim(1)),
-                    .width = static_cast<int>(y.dim(1)),
-                    .rows_stride = rows.stride[0],
-                    .y_stride = y.stride[0]};
-  WithElement(y, [&]<typename T>() {
-    const bool wide = c.width % 8 == 0 && HasAlignedRows(rows) && HasAlignedRows(y);
-    const auto combine = wide ? Combine<8, T> : Combine<1, T>;
-    combine<<<Blocks(c.tokens, kWarps), kThreads, 0, queue.stream()>>>(
-        c, rows.As<const T, 2>().data, y.As<T, 2>().data);
-  });
-  CheckLaunch();
 }
 
 void RouteBackward(Queue& queue, const TrainDispatch& d, const Tensor& weighted_gradient,

@@ -12,6 +12,8 @@ void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, bo
                 const Tensor& out);
 void CombineRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows, bool weighted,
                  const Tensor& y);
+void CombineGradients(Queue& queue, const TrainDispatch& dispatch,
+                      const CombineGradientsArgs& args);
 void RouteBackward(Queue& queue, const TrainDispatch& dispatch, const Tensor& weighted_gradient,
                    const Tensor& d_logits);
 void BalanceBackward(Queue& queue, const Tensor& logits, const std::vector<double>& weight,

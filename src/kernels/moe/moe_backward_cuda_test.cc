@@ -143,6 +143,39 @@ TEST_F(MoeBackwardCuda, RowsGoThereAndBack) {
   }
 }
 
+// Also of widths and of routers that take two passes.
+TEST_F(MoeBackwardCuda, GradientsOfRowsAndOfTheRouterAddUp) {
+  for (const Case& c : kCases) {
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      for (const int64_t width : {kWidth, kWidth + 3, int64_t{256}, int64_t{264}, int64_t{8192}}) {
+        SCOPED_TRACE(testing::Message() << c.tokens << " tokens of " << width << ToString(type));
+        if (c.tokens * width > 1 << 23) continue;
+        const OnCpu there(cpu(), c);
+        const OnGpu here(queue(), c, there.logits);
+        const int64_t n = there.dispatch.num_rows();
+        const auto random = [&](uint64_t stream, int64_t count) {
+          return type == DType::kBF16 ? RandomBF16s(stream, count) : RandomFloats(stream, count);
+        };
+        Floats rows = random(2, n * width), d_logits = random(3, c.tokens * c.experts);
+        Floats router = random(4, c.experts * width), want(static_cast<size_t>(c.tokens * width));
+        CombineGradients(cpu(), there.dispatch,
+                         {.rows = Tensor(rows.data(), {n, width}),
+                          .d_logits = Tensor(d_logits.data(), {c.tokens, c.experts}),
+                          .router = Tensor(router.data(), {c.experts, width}),
+                          .d_x = Tensor(want.data(), {c.tokens, width})});
+        const CudaTensor rows_here(queue(), type, {n, width}, rows);
+        const CudaTensor d_logits_here(queue(), type, {c.tokens, c.experts}, d_logits);
+        const CudaTensor router_here(queue(), type, {c.experts, width}, router);
+        const CudaTensor got(queue(), type, {c.tokens, width});
+        CombineGradients(
+            queue(), here.dispatch,
+            {.rows = rows_here, .d_logits = d_logits_here, .router = router_here, .d_x = got});
+        EXPECT_LE(RelativeError(got.ToFloat(), want), type == DType::kF32 ? 1e-5 : 4e-3);
+      }
+    }
+  }
+}
+
 TEST_F(MoeBackwardCuda, GradientsOfLogitsAreTheCpus) {
   for (const Case& c : kCases) {
     SCOPED_TRACE(testing::Message() << c.tokens << " tokens, " << c.experts << " experts");

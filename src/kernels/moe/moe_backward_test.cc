@@ -98,6 +98,35 @@ TEST(MoeBackwardTest, CombineSkipsWhatWasDropped) {
   EXPECT_LE(RelativeError(plain, want_plain), 1e-6);
 }
 
+// y_t = sum over kept rows of them + sum over e of d_te w_e.
+TEST(MoeBackwardTest, GradientsOfRowsAndOfTheRouterAddUp) {
+  constexpr int64_t kWidth = 6;
+  Queue queue(2);
+  Floats logits = RandomFloats(1, kTokens * kExperts);
+  const Routed routed(queue, logits, 9);
+  const TrainDispatch& d = routed.dispatch;
+  Floats rows = RandomFloats(2, d.num_rows() * kWidth), router = RandomFloats(3, kExperts * kWidth);
+  Floats d_logits = RandomFloats(4, kTokens * kExperts);
+  PoisonedVector<float> d_x(kTokens * kWidth);
+  CombineGradients(queue, d,
+                   {.rows = Tensor(rows.data(), {d.num_rows(), kWidth}),
+                    .d_logits = Tensor(d_logits.data(), {kTokens, kExperts}),
+                    .router = Tensor(router.data(), {kExperts, kWidth}),
+                    .d_x = Tensor(d_x.data(), {kTokens, kWidth})});
+  Doubles want(kTokens * kWidth);
+  for (size_t j = 0; j < kWidth; ++j) {
+    for (size_t r = 0; r < static_cast<size_t>(d.num_rows()); ++r) {
+      want[static_cast<size_t>(routed.token[r]) * kWidth + j] +=
+          static_cast<double>(rows[r * kWidth + j]);
+    }
+    for (size_t i = 0; i < kTokens * kExperts; ++i) {
+      want[i / kExperts * kWidth + j] +=
+          static_cast<double>(d_logits[i]) * static_cast<double>(router[i % kExperts * kWidth + j]);
+    }
+  }
+  EXPECT_LE(RelativeError(d_x, want), 1e-6);
+}
+
 TEST(MoeBackwardTest, RouteBackwardFollowsFiniteDifferences) {
   Queue queue(2);
   Floats logits = RandomFloats(1, kTokens * kExperts);

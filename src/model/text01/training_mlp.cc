@@ -129,7 +129,6 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   });
   if (!routed) return;
 
-  CombineRows(p.queue, kept.dispatch, d_in, false, a.d_x);
   const int64_t experts = p.config.num_experts, padded = RouterWidth(p.config);
   const Tensor wide = scratch.GetRows(DType::kF32, p.rows, padded);
   const Tensor d_logits = Columns(wide, 0, experts);
@@ -143,7 +142,9 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   }
   MatMul(p.queue,
          {.a = rounded, .b = a.x, .c = layer.router.gradient, .transpose_a = true, .add = true});
-  MatMul(p.queue, {.a = rounded, .b = layer.router.weight, .c = a.d_x, .add = true});
+  CombineGradients(
+      p.queue, kept.dispatch,
+      {.rows = d_in, .d_logits = rounded, .router = layer.router.weight, .d_x = a.d_x});
 }
 
 }  // namespace mm01
