@@ -148,6 +148,16 @@ void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows_tensor
   });
 }
 
+void CombineAddNorm(Queue& queue, const TrainDispatch& d, const Tensor& rows,
+                    const AddNormArgs& norm) {
+  Check(
+      rows.dim(0) == d.num_rows() && norm.x.dim(0) == d.row.dim(0) && rows.dim(1) == norm.x.dim(1),
+      "CombineAddNorm: shapes disagree");
+  MM01_ON_CUDA(queue, CombineAddNorm(queue, d, rows, norm));
+  CombineRows(queue, d, rows, true, norm.branch);
+  AddNorm(queue, norm);
+}
+
 void CombineGradients(Queue& queue, const TrainDispatch& d, const CombineGradientsArgs& a) {
   Check(a.rows.dim(0) == d.num_rows() && a.d_x.dim(0) == d.row.dim(0) &&
             a.rows.dim(1) == a.d_x.dim(1) && a.d_logits.dim(0) == a.d_x.dim(0) &&

@@ -6,6 +6,7 @@
 //                      tokens first
 //   GatherRows         the rows of x
 //   CombineRows        y_t = sum over its kept rows, by ascending expert, of weight * row
+//   CombineAddNorm     the same, the residual and the norm behind it
 //
 // and back
 //
@@ -26,6 +27,7 @@
 
 #include "device/queue.h"
 #include "kernels/moe/moe.h"
+#include "kernels/norm/norm.h"
 #include "tensor/tensor.h"
 
 namespace mm01 {
@@ -65,6 +67,12 @@ void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, bo
 // y: [T, D] overwritten; rows: [R, D]; `weighted`: times the token's weight, else as they are.
 void CombineRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows, bool weighted,
                  const Tensor& y);
+
+// AddNorm(norm) whose branch is the weighted rows of each token. norm.branch [T, D] is room for
+// those; what it holds afterwards is not defined. On a GPU they are not rounded before they are
+// added where all rows are of one type and of 256 numbers or fewer.
+void CombineAddNorm(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows,
+                    const AddNormArgs& norm);
 
 struct CombineGradientsArgs {
   Tensor rows;      // [R, D]

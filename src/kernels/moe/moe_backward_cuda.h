@@ -12,6 +12,8 @@ void GatherRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& x, bo
                 const Tensor& out);
 void CombineRows(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows, bool weighted,
                  const Tensor& y);
+void CombineAddNorm(Queue& queue, const TrainDispatch& dispatch, const Tensor& rows,
+                    const AddNormArgs& norm);
 void CombineGradients(Queue& queue, const TrainDispatch& dispatch,
                       const CombineGradientsArgs& args);
 void RouteBackward(Queue& queue, const TrainDispatch& dispatch, const Tensor& weighted_gradient,

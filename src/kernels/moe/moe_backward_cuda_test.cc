@@ -143,6 +143,52 @@ TEST_F(MoeBackwardCuda, RowsGoThereAndBack) {
   }
 }
 
+TEST_F(MoeBackwardCuda, CombineAddNormIsTheCpus) {
+  for (const Case& c : kCases) {
+    for (const DType type : {DType::kF32, DType::kBF16}) {
+      for (const int64_t width : {kWidth, kWidth + 3, int64_t{256}, int64_t{264}}) {
+        SCOPED_TRACE(testing::Message() << c.tokens << " tokens of " << width << ToString(type));
+        if (c.tokens * width > 1 << 22) continue;
+        const OnCpu there(cpu(), c);
+        const OnGpu here(queue(), c, there.logits);
+        const int64_t n = there.dispatch.num_rows();
+        const auto random = [&](uint64_t stream, int64_t count) {
+          return type == DType::kBF16 ? RandomBF16s(stream, count) : RandomFloats(stream, count);
+        };
+        Floats rows = random(2, n * width), x = random(3, c.tokens * width), branch(x.size());
+        Floats weight = RandomFloats(4, width), sum(x.size()), out(x.size());
+        const auto matrix = [&](Floats& m) { return Tensor(m.data(), {c.tokens, width}); };
+        AddNormArgs norm{.x = matrix(x),
+                         .branch = matrix(branch),
+                         .alpha = 1.5f,
+                         .beta = 0.5f,
+                         .weight = Tensor(weight.data(), {width}),
+                         .sum = matrix(sum),
+                         .out = matrix(out)};
+        CombineAddNorm(cpu(), there.dispatch, Tensor(rows.data(), {n, width}), norm);
+        const CudaTensor rows_here(queue(), type, {n, width}, rows);
+        const CudaTensor x_here(queue(), type, {c.tokens, width}, x);
+        const CudaTensor branch_here(queue(), type, {c.tokens, width});
+        const CudaTensor weight_here(queue(), DType::kF32, {width}, weight);
+        const CudaTensor sum_here(queue(), type, {c.tokens, width});
+        const CudaTensor out_here(queue(), type, {c.tokens, width});
+        norm.x = x_here;
+        norm.branch = branch_here;
+        norm.weight = weight_here;
+        norm.sum = sum_here;
+        norm.out = out_here;
+        CombineAddNorm(queue(), here.dispatch, rows_here, norm);
+        const double limit = type == DType::kF32 ? 1e-6 : 4e-3;
+        EXPECT_LE(RelativeError(sum_here.ToFloat(), sum), limit);
+        EXPECT_LE(RelativeError(out_here.ToFloat(), out), limit);
+        norm.sum = {};
+        CombineAddNorm(queue(), here.dispatch, rows_here, norm);
+        EXPECT_LE(RelativeError(out_here.ToFloat(), out), limit) << "without a sum";
+      }
+    }
+  }
+}
+
 // Also of widths and of routers that take two passes.
 TEST_F(MoeBackwardCuda, GradientsOfRowsAndOfTheRouterAddUp) {
   for (const Case& c : kCases) {

@@ -6,6 +6,7 @@
 #include "kernels/cuda/elements.cuh"
 #include "kernels/gemm/gemm_backward_cuda.h"
 #include "kernels/moe/moe_backward_cuda.h"
+#include "kernels/norm/norm_cuda.h"
 
 namespace mm01::cuda {
 namespace {
@@ -100,6 +101,54 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
+struct NormPart {
+  const T* x;
+  T *sum, *out;         // sum null: nobody reads it
+  const float* weight;  // [D]
+  int64_t x_stride, sum_stride, out_stride;
+  float alpha, beta, eps;
+};
+
+// A warp a token, eight columns a lane. Sums of the norm as those of AddNorm: a lane's numbers in
+// order, lanes in halves.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    CombineNorm(const __grid_constant__ Combining c, const __grid_constant__ NormPart<T> part,
+                const T* rows) {
+  const int64_t t = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (t >= c.tokens) return;
+  const int at = threadIdx.x % 32 * 8;
+  const bool is_mine = at < c.width;
+  float x[8] = {}, branch[8] = {}, squares = 0.0f;
+  if (is_mine) {
+    Load8(part.x + t * part.x_stride + at, x);
+    for (int64_t i = t * c.k; i < (t + 1) * c.k; ++i) {
+      const int64_t row = c.row[i];
+      if (row < 0) continue;
+      float v[8];
+      Load8(rows + row * c.rows_stride + at, v);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) branch[j] = fmaf(c.share[i], v[j], branch[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      x[j] = part.alpha * x[j] + part.beta * branch[j];
+      squares = fmaf(x[j], x[j], squares);
+    }
+    if (part.sum) Store8(part.sum + t * part.sum_stride + at, x);
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) squares += __shfl_xor_sync(~0u, squares, step);
+  if (!is_mine) return;
+  const float scale = 1.0f / sqrtf(squares / static_cast<float>(c.width) + part.eps);
+  float weight[8];
+  Load8(part.weight + at, weight);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) x[j] = x[j] * scale * weight[j];
+  Store8(part.out + t * part.out_stride + at, x);
+}
+
+template <typename T>
 struct RouterPart {
   const T* d_logits;  // [T, E]
   const T* router;    // [E, D]
@@ -188,6 +237,46 @@ void CombineRows(Queue& queue, const TrainDispatch& d, const Tensor& rows, bool 
     const auto combine = wide ? Combine<8, T> : Combine<1, T>;
     combine<<<Blocks(c.tokens, kWarps), kThreads, 0, queue.stream()>>>(
         c, rows.As<const T, 2>().data, y.As<T, 2>().data);
+  });
+  CheckLaunch();
+}
+
+void CombineAddNorm(Queue& queue, const TrainDispatch& d, const Tensor& rows,
+                    const AddNormArgs& a) {
+  constexpr int64_t kMostWidth = 256;
+  const auto fits = [&](const Tensor& t) {
+    return t.rank == 2 && t.dtype == rows.dtype && t.shape == a.x.shape && t.stride[1] == 1 &&
+           HasAlignedRows(t);
+  };
+  const int64_t tokens = a.x.dim(0), width = a.x.dim(1);
+  if (width > kMostWidth || width % 8 != 0 || !HasAlignedRows(rows) || !HasAlignedRows(a.weight) ||
+      !fits(a.x) || !fits(a.out) || !(a.sum.empty() || fits(a.sum))) {
+    cuda::CombineRows(queue, d, rows, true, a.branch);
+    return cuda::AddNorm(queue, a);
+  }
+  if (tokens == 0 || width == 0) return;
+  const auto weight = a.weight.As<const float, 1>();
+  Check(weight.dim(0) == width, "CombineAddNorm: shapes disagree");
+  const Combining c{.row = d.row.As<const int32_t, 2>().data,
+                    .share = d.share.As<const float, 2>().data,
+                    .tokens = tokens,
+                    .k = static_cast<int>(d.row.dim(1)),
+                    .width = static_cast<int>(width),
+                    .rows_stride = rows.stride[0],
+                    .y_stride = 0};
+  WithElement(rows, [&]<typename T>() {
+    const NormPart<T> part{.x = static_cast<const T*>(a.x.data),
+                           .sum = static_cast<T*>(a.sum.data),
+                           .out = static_cast<T*>(a.out.data),
+                           .weight = weight.data,
+                           .x_stride = a.x.stride[0],
+                           .sum_stride = a.sum.stride[0],
+                           .out_stride = a.out.stride[0],
+                           .alpha = a.alpha,
+                           .beta = a.beta,
+                           .eps = a.eps};
+    CombineNorm<T><<<Blocks(tokens, kWarps), kThreads, 0, queue.stream()>>>(
+        c, part, rows.As<const T, 2>().data);
   });
   CheckLaunch();
 }

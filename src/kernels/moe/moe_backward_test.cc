@@ -98,6 +98,34 @@ TEST(MoeBackwardTest, CombineSkipsWhatWasDropped) {
   EXPECT_LE(RelativeError(plain, want_plain), 1e-6);
 }
 
+TEST(MoeBackwardTest, CombineAddNormIsBoth) {
+  constexpr int64_t kWidth = 24;
+  Queue queue(2);
+  Floats logits = RandomFloats(1, kTokens * kExperts);
+  const Routed routed(queue, logits, 9);
+  const int64_t n = routed.dispatch.num_rows();
+  Floats rows = RandomFloats(2, n * kWidth), x = RandomFloats(3, kTokens * kWidth);
+  Floats weight = RandomFloats(4, kWidth);
+  PoisonedVector<float> branch(x.size()), sum(x.size()), out(x.size()), want_sum(x.size()),
+      want_out(x.size());
+  const Tensor in(rows.data(), {n, kWidth});
+  const auto matrix = [](auto& values) { return Tensor(values.data(), {kTokens, kWidth}); };
+  const auto norm = [&](auto& to_sum, auto& to_out) {
+    return AddNormArgs{.x = matrix(x),
+                       .branch = matrix(branch),
+                       .alpha = 1.5f,
+                       .beta = 0.5f,
+                       .weight = Tensor(weight.data(), {kWidth}),
+                       .sum = matrix(to_sum),
+                       .out = matrix(to_out)};
+  };
+  CombineAddNorm(queue, routed.dispatch, in, norm(sum, out));
+  CombineRows(queue, routed.dispatch, in, true, matrix(branch));
+  AddNorm(queue, norm(want_sum, want_out));
+  EXPECT_TRUE(SameBits(sum, want_sum));
+  EXPECT_TRUE(SameBits(out, want_out));
+}
+
 // y_t = sum over kept rows of them + sum over e of d_te w_e.
 TEST(MoeBackwardTest, GradientsOfRowsAndOfTheRouterAddUp) {
   constexpr int64_t kWidth = 6;

@@ -123,20 +123,20 @@ class Trainer final : public TrainerModel {
     return kind == LayerKind::kLightning ? config_.lightning_residual : config_.softmax_residual;
   }
 
-  // The residual after a sub-layer whose input was x, the norm of `before`, and the norm of that:
-  // next_x, which may be x. With DeepNorm (post_norm) the residual carries x, without it what was
-  // normalised.
-  void AddAndNorm(const Residual& residual, const Tensor& before, const Tensor& x,
-                  const Tensor& branch, const Tensor& after, const TrainTensor& weight,
-                  const Tensor& next_x) {
-    AddNorm(queue_, {.x = config_.post_norm ? x : before,
-                     .branch = branch,
-                     .alpha = static_cast<float>(residual.alpha),
-                     .beta = static_cast<float>(residual.beta),
-                     .weight = weight.value,
-                     .eps = static_cast<float>(config_.norm_eps),
-                     .sum = after,
-                     .out = next_x});
+  // Gives the residual after a sub-layer whose input was x, the norm of `before`, and the norm of
+  // that: next_x, which may be x. With DeepNorm (post_norm) the residual carries x, without it what
+  // was normalised.
+  AddNormArgs Next(const Residual& residual, const Tensor& before, const Tensor& x,
+                   const Tensor& branch, const Tensor& after, const TrainTensor& weight,
+                   const Tensor& next_x) const {
+    return {.x = config_.post_norm ? x : before,
+            .branch = branch,
+            .alpha = static_cast<float>(residual.alpha),
+            .beta = static_cast<float>(residual.beta),
+            .weight = weight.value,
+            .eps = static_cast<float>(config_.norm_eps),
+            .sum = after,
+            .out = next_x};
   }
 
   // Leaves the last norm in x [T, D].
@@ -159,18 +159,15 @@ class Trainer final : public TrainerModel {
       } else {
         SoftmaxForward(pass, layer, kept, attention_x, branch);
       }
-      AddAndNorm(AttentionResidual(layer.kind), kept.before_attention, attention_x, branch,
-                 kept.before_mlp, layer.mlp_norm, mlp_x);
-
-      MlpForward(pass, layer, kept, mlp_x, branch);
-      if (i + 1 == layers_.size()) {
-        AddAndNorm(config_.mlp_residual, kept.before_mlp, mlp_x, branch, last_,
-                   parameters_.final_norm, x);
-      } else {
-        const KeptLayer& next = layers_[i + 1];
-        AddAndNorm(config_.mlp_residual, kept.before_mlp, mlp_x, branch, next.before_attention,
-                   parameters_.layers[i + 1].input_norm, room(next.attention_x));
-      }
+      AddNorm(queue_, Next(AttentionResidual(layer.kind), kept.before_attention, attention_x,
+                           branch, kept.before_mlp, layer.mlp_norm, mlp_x));
+      const bool is_last = i + 1 == layers_.size();
+      MlpForwardAddNorm(
+          pass, layer, kept, mlp_x,
+          Next(config_.mlp_residual, kept.before_mlp, mlp_x, branch,
+               is_last ? last_ : layers_[i + 1].before_attention,
+               is_last ? parameters_.final_norm : parameters_.layers[i + 1].input_norm,
+               is_last ? x : room(layers_[i + 1].attention_x)));
       if (config_.num_experts == 0) continue;
       balance.AddLayer(kept.dispatch);
       losses.expert_rows.push_back(kept.dispatch.counts);

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "device/queue.h"
 #include "kernels/moe/moe_backward.h"
+#include "kernels/norm/norm.h"
 #include "model/text01/config.h"
 #include "model/text01/training_parameters.h"
 #include "tensor/tensor.h"
@@ -88,6 +89,9 @@ void InputsBackward(const TrainPass& pass, const TrainLayer& layer, const Tensor
 // Experts, or the dense FFN where the model has none. Sets kept.dispatch.
 void MlpForward(const TrainPass& pass, const TrainLayer& layer, KeptLayer& kept, const Tensor& x,
                 const Tensor& out);
+// The same, its output the branch of `norm`, whose `branch` is room for it.
+void MlpForwardAddNorm(const TrainPass& pass, const TrainLayer& layer, KeptLayer& kept,
+                       const Tensor& x, const AddNormArgs& norm);
 // `balance` is the weight of each expert in the auxiliary loss (Balance::Weights), times
 // `balance_scale`.
 struct MlpBackwardArgs {

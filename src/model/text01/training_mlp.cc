@@ -6,13 +6,17 @@
 namespace mm01 {
 namespace {
 
+bool IsRouted(const TrainLayer& layer) {
+  return !layer.router.value.empty();
+}
+
 // Rows of expert e in a tensor of gathered rows. A dense FFN is one expert that has all rows.
 struct Groups {
   const TrainPass& pass;
   const TrainLayer& layer;
   const TrainDispatch& dispatch;
 
-  bool routed() const { return !layer.router.value.empty(); }
+  bool routed() const { return IsRouted(layer); }
   int64_t rows() const { return routed() ? dispatch.num_rows() : pass.rows; }
   Tensor Of(size_t e, const Tensor& t) const {
     return routed() ? t.Rows(dispatch.offset[e], dispatch.offset[e + 1]) : t.Rows(0, pass.rows);
@@ -48,14 +52,12 @@ void RouteTokens(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, c
       p.queue, {.logits = kept.logits, .room = kept.room, .capacity = p.capacity});
 }
 
-}  // namespace
-
-void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, const Tensor& x,
-                const Tensor& out) {
+// What the experts make of their rows, in scratch, or `out`, what the dense FFN makes of x.
+Tensor MlpResults(Scratch& scratch, const TrainPass& p, const TrainLayer& layer, KeptLayer& kept,
+                  const Tensor& x, const Tensor& out) {
   const Groups groups{p, layer, kept.dispatch};
   if (groups.routed()) RouteTokens(p, layer, kept, x);
   const int64_t rows = groups.rows(), ffn = p.config.ffn_size;
-  Scratch scratch(p.queue);
   Tensor in = x, results = out;
   if (groups.routed()) {
     in = RoomForRows(scratch, p, kept);
@@ -80,7 +82,27 @@ void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, co
                         .c = groups.Of(e, results),
                         .transpose_b = true});
   });
-  if (groups.routed()) CombineRows(p.queue, kept.dispatch, results, true, out);
+  return results;
+}
+
+}  // namespace
+
+void MlpForward(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, const Tensor& x,
+                const Tensor& out) {
+  Scratch scratch(p.queue);
+  const Tensor results = MlpResults(scratch, p, layer, kept, x, out);
+  if (IsRouted(layer)) CombineRows(p.queue, kept.dispatch, results, true, out);
+}
+
+void MlpForwardAddNorm(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept,
+                       const Tensor& x, const AddNormArgs& norm) {
+  Scratch scratch(p.queue);
+  const Tensor results = MlpResults(scratch, p, layer, kept, x, norm.branch);
+  if (IsRouted(layer)) {
+    CombineAddNorm(p.queue, kept.dispatch, results, norm);
+  } else {
+    AddNorm(p.queue, norm);
+  }
 }
 
 void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLayer& kept,
