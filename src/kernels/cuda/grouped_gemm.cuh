@@ -379,12 +379,15 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     BarrierInitFence();
   }
   ClusterSync();
+  // Who asks for more than the block was launched with waits forever.
+  constexpr int kOfProducer = 40, kOfConsumer = 232, kLaunched = 65536 / kThreads / 8 * 8;
+  static_assert(kOfProducer + kConsumers * kOfConsumer <= (1 + kConsumers) * kLaunched);
   if (warpgroup == 0) {
-    RegistersDown<40>();
+    RegistersDown<kOfProducer>();
     if (threadIdx.x == 0) Produce<kStore, kInt8, kTransposed>(p, s, rank);
     __syncwarp();
   } else {
-    RegistersUp<232>();
+    RegistersUp<kOfConsumer>();
     Consume<kStore, kInt8, kTransposed>(p, s, rank, warpgroup - 1);
   }
   ClusterSync();  // the other block may still send here
