@@ -10,23 +10,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-template <typename T, int kWide>
-__device__ __forceinline__ void Get(const T* p, float (&x)[kWide]) {
-  if constexpr (kWide == 8) {
-    Load8(p, x);
-  } else {
-    x[0] = Load(p);
-  }
-}
-template <typename T, int kWide>
-__device__ __forceinline__ void Put(T* p, const float (&x)[kWide]) {
-  if constexpr (kWide == 8) {
-    Store8(p, x);
-  } else {
-    Store(p, x[0]);
-  }
-}
-
 // x = f(x, y), with f of the row as well.
 template <typename T>
 struct Pair {

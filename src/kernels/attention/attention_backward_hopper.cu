@@ -94,12 +94,12 @@ __device__ __forceinline__ void Copy(const Params& p, Shared<kDim>& s, const Ite
       }
     }
   }
-  Ring<kStages> ring;
+  StageRing<kStages> ring;
   for (int head = item.y_head; head < item.y_head + item.y_heads; ++head) {
     for (int tile = item.first; tile < item.end; ++tile) {
       uint64_t* full = &s.full[ring.stage];
       const int row = item.document + tile * kYRows;
-      BarrierWait(&s.empty[ring.stage], ring.phase ^ 1);
+      BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
       if (lane == 0) {
         BarrierExpect(full, 2 * Shared<kDim>::kYBytes);
 #pragma unroll
@@ -156,7 +156,7 @@ struct Multiplier {
   const Item<kIsDq>& item;
   const int group;                // warpgroup 0 or 1
   const uint64_t x, y, y_by_row;  // y: summed over columns, over rows
-  Ring<kStages> ring;
+  StageRing<kStages> ring;
 
   float sums[kIsDq ? 1 : 2][kDim / 2];
   float scores[kYRows / 2], products[kYRows / 2];
@@ -283,7 +283,7 @@ struct Multiplier {
     BarrierWait(&s.x_full, 0);
     for (int head = 0; head < item.y_heads; ++head) {
       for (int tile = item.first; tile < item.end; ++tile) {
-        BarrierWait(&s.full[ring.stage], ring.phase);
+        BarrierWait(&s.full[ring.stage], ring.parity);
         const int valid = item.length - tile * kYRows;
         if (valid < kYRows) ClearRows(s, ring.stage, valid);
         if (has_rows && tile == diagonal) {

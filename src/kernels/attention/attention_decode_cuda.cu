@@ -48,7 +48,7 @@ struct Shared {
 template <int kDim>
 __device__ __forceinline__ void Copy(const Params& p, Shared<kDim>& s) {
   const int lane = threadIdx.x % 32;
-  Ring<kStages> ring;
+  StageRing<kStages> ring;
   for (Cursor c(p.work, s.plan); c.More(); c.Next()) {
     const int count = c.NumPages();
     const int32_t* table =
@@ -56,7 +56,7 @@ __device__ __forceinline__ void Copy(const Params& p, Shared<kDim>& s) {
     const int pages = lane < count ? table[lane] : 0;  // at most 16
     for (int i = 0; i < count; ++i) {
       const int page = __shfl_sync(kAllLanes, pages, i);
-      BarrierWait(&s.empty[ring.stage], ring.phase ^ 1);
+      BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
       if (lane == 0) {
         BarrierExpect(&s.full[ring.stage], 2 * Shared<kDim>::kPageBytes);
 #pragma unroll
@@ -208,13 +208,13 @@ struct Multiplier {
     }
   }
 
-  __device__ __forceinline__ void Split(const Cursor& c, Ring<kStages>& ring) {
+  __device__ __forceinline__ void Split(const Cursor& c, StageRing<kStages>& ring) {
     Clear();
     const int mine = c.Begin() + 16 * warp + lane % 4 * 2;  // the thread's first key of a page
     int2 limit = {Visible(c, 0) - mine, Visible(c, 1) - mine};
     int keys = c.sequence.length - mine;
     for (int i = c.NumPages(); i > 0; --i) {
-      BarrierWait(&s.full[ring.stage], ring.phase);
+      BarrierWait(&s.full[ring.stage], ring.parity);
       float scores[2][4] = {};
       Score(s.k[ring.stage], scores);
       Softmax(scores, limit);
@@ -287,7 +287,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) Decode(const __grid_constan
     return;
   }
   Multiplier<kDim> m{p, s, static_cast<int>(threadIdx.x) / 32, static_cast<int>(threadIdx.x) % 32};
-  Ring<kStages> ring;
+  StageRing<kStages> ring;
   for (Cursor c(p.work, s.plan); c.More(); c.Next()) {
     m.LoadQueries(c);
     m.Split(c, ring);

@@ -14,16 +14,6 @@ inline constexpr int kPage = static_cast<int>(kKvPage);
 inline constexpr int kPagePart = kPage * 128;  // bytes of a page's 64 columns
 inline constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Which of the stages in shared memory is next, and the parity of its barriers' phase.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ __forceinline__ void Next() {
-    if (++stage == kStages) stage = 0, phase ^= 1;
-  }
-};
-
 __device__ __forceinline__ float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

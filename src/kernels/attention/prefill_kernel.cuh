@@ -149,7 +149,7 @@ template <int kDim, bool kPacked>
 __device__ __forceinline__ void Copy(const Params& p, Shared<kDim>& s) {
   const bool leads = threadIdx.x % 32 == 0;
   const int num_tiles = p.counters[0], num_items = num_tiles * p.heads;
-  Ring<kStages> ring;
+  StageRing<kStages> ring;
   uint32_t q_phase = 0, clear_phase = 0;
   for (int id = blockIdx.x, next = 0; id < num_items; id = __shfl_sync(kAllLanes, next, 0)) {
     const Item item(id, num_tiles, p.group);
@@ -166,7 +166,7 @@ __device__ __forceinline__ void Copy(const Params& p, Shared<kDim>& s) {
       int2 both = {};
       if (has_keys) both = keys.Of(t);
       uint64_t* full = &s.full[ring.stage];
-      BarrierWait(&s.empty[ring.stage], ring.phase ^ 1);
+      BarrierWait(&s.empty[ring.stage], ring.parity ^ 1);
       if (!has_keys && valid < kKeys) {
         CopyAndClear<kDim, kPacked>(p, s, ring.stage, clear_phase, item.kv_head, before,
                                     max(valid, 0));
@@ -221,7 +221,7 @@ struct Multiplier {
   Shared<kDim>& s;
   const int group;  // warpgroup 0 or 1
   const uint64_t q, keys, values;
-  Ring<kStages> ring;
+  StageRing<kStages> ring;
 
   float out[kDim / 2];
   float scores[kKeys / 2];
@@ -305,7 +305,7 @@ struct Multiplier {
 
   template <bool kMasked>
   __device__ __forceinline__ void Step(int2 limit, bool is_last) {
-    BarrierWait(&s.full[ring.stage], ring.phase);
+    BarrierWait(&s.full[ring.stage], ring.parity);
     NamedBarrierSync(1 + group, 256);  // our turn at the tensor cores
     WgmmaFence();
     Score();
@@ -338,7 +338,7 @@ struct Multiplier {
 #pragma unroll
     for (int r = 0; r < 2; ++r) top[r] = kNoKey, sum[r] = 0.0f;
 
-    BarrierWait(&s.full[ring.stage], ring.phase);
+    BarrierWait(&s.full[ring.stage], ring.parity);
     WgmmaFence();
     Score();
     WgmmaWait<0>();
@@ -353,7 +353,7 @@ struct Multiplier {
     for (; t < min(whole, w.key_tiles); ++t) Step<false>(limit_at(t), t == w.key_tiles - 1);
     for (; t < w.key_tiles; ++t) Step<true>(limit_at(t), t == w.key_tiles - 1);
 
-    BarrierWait(&s.full[ring.stage], ring.phase);
+    BarrierWait(&s.full[ring.stage], ring.parity);
     WgmmaFence();
     Weigh();
     WgmmaWait<0>();

@@ -52,6 +52,24 @@ __device__ __forceinline__ void Store8(bf16* p, const float (&x)[8]) {
   *reinterpret_cast<uint4*>(p) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
+// kWide numbers that lie together: eight, or one where rows are not aligned.
+template <int kWide, typename T>
+__device__ __forceinline__ void Get(const T* p, float (&x)[kWide]) {
+  if constexpr (kWide == 8) {
+    Load8(p, x);
+  } else {
+    x[0] = Load(p);
+  }
+}
+template <int kWide, typename T>
+__device__ __forceinline__ void Put(T* p, const float (&x)[kWide]) {
+  if constexpr (kWide == 8) {
+    Store8(p, x);
+  } else {
+    Store(p, x[0]);
+  }
+}
+
 // By the hardware's exponential and reciprocal: off by 2^-21 (1 + |x| / 4) of itself at most. The
 // exponential may be infinite, and below 2^-126 all is zero.
 __device__ __forceinline__ float Sigmoid(float x) {

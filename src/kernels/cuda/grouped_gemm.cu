@@ -68,12 +68,10 @@ void CheckShapes(const GroupedGemmArgs& a) {
         "GroupedGemm gives SiLU of columns of bf16 beside them, in multiples of 8");
 }
 
-// Of bf16, in boxes of `box` columns.
+// In boxes of `box` columns of bf16, or 0: none.
 Target TargetOf(void* data, int64_t stride, int64_t rows, int64_t columns, int box) {
-  Target to;
-  to.data = data;
-  to.stride = stride;
-  to.columns = static_cast<int>(columns);
+  Target to{.data = data, .stride = stride, .columns = static_cast<int>(columns), .map = {}};
+  if (box == 0) return to;
   to.map = MakeTensorMap(
       data, {.dims = {columns, rows},
              .strides = {2 * stride},
@@ -83,13 +81,8 @@ Target TargetOf(void* data, int64_t stride, int64_t rows, int64_t columns, int b
 }
 
 void SetTargets(GroupedGemmParams& p, const GroupedGemmArgs& a) {
-  const int box = a.w_up ? 32 : 64;
-  if (a.out_type == DType::kBF16) {
-    p.out = TargetOf(a.out, a.out_stride, a.num_rows, a.n, box);
-  } else {
-    p.out.data = a.out;
-    p.out.stride = a.out_stride;
-  }
+  const int box = a.group > 0 || a.out_type != DType::kBF16 ? 0 : a.w_up ? 32 : 64;
+  p.out = TargetOf(a.out, a.out_stride, a.num_rows, a.n, box);
   if (a.products) {
     p.gate = TargetOf(a.products, a.products_stride, a.num_rows, a.n, box);
     p.up = TargetOf(a.products + a.n, a.products_stride, a.num_rows, a.n, box);

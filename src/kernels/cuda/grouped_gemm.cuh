@@ -32,17 +32,7 @@
 namespace mm01::cuda {
 namespace {
 
-// Where in the ring of stages a warp is.
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void Advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
+using Ring = StageRing<kStages>;
 
 struct Shared {
   uint8_t* stages;
@@ -108,7 +98,7 @@ __device__ __forceinline__ void Produce(const GroupedGemmParams& p, const Shared
       }
       TmaLoadMulticast(w + kBytesW<kInt8> + rank * half * kStepK * 2, &p.x[tile.units - 1], full, 3,
                        k, row_x);
-      ring.Advance();
+      ring.Next();
     }
     id = rank == 0 ? TakeTile(p, s, ring) : AwaitTile(s, ring, parities);
   }
@@ -173,7 +163,7 @@ __device__ __forceinline__ int Multiply(const GroupedGemmParams& p, const Shared
     WgmmaWait<1>();
     if (last >= 0) Release(s, last);
     last = ring.stage;
-    ring.Advance();
+    ring.Next();
   }
   WgmmaWait<0>();
   return last;
@@ -261,7 +251,7 @@ __device__ __forceinline__ int MultiplyInt8(const GroupedGemmParams& p, const Sh
       WgmmaWait<0>();
       last = ring.stage;
       if (k + kStepK < p.k) Release(s, last);
-      ring.Advance();
+      ring.Next();
     }
   } else {
     // One half is multiplied while the other is decoded.
@@ -275,7 +265,7 @@ __device__ __forceinline__ int MultiplyInt8(const GroupedGemmParams& p, const Sh
       multiply.template operator()<1>(second);
       WgmmaWait<1>();
       last = ring.stage;
-      ring.Advance();
+      ring.Next();
       if (k + kStepK < p.k) decode.template operator()<0>(k + kStepK, first);
     }
     WgmmaWait<0>();

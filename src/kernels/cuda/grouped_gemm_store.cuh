@@ -7,18 +7,14 @@
 // permuted.
 #pragma once
 
+#include "kernels/cuda/elements.cuh"
 #include "kernels/cuda/grouped_gemm_tiles.cuh"
 
 namespace mm01::cuda {
 namespace {
 
-// x / (1 + exp(-x)) by the hardware's exponential and reciprocal; numbers below the normal ones are
-// zero.
 __device__ __forceinline__ float Silu(float x) {
-  float e, r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.442695041f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
-  return x * r;
+  return x * Sigmoid(x);
 }
 
 // Of a warpgroup. Hidden from the compiler, which else works out the addresses of every tile size

@@ -81,17 +81,6 @@ __device__ __forceinline__ void ForEachPiece(const Gradients& p, F&& f) {
   }
 }
 
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void Advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 struct Shared {
   uint8_t* stages;
   uint64_t* full;
@@ -99,7 +88,7 @@ struct Shared {
 };
 
 __device__ __forceinline__ void Produce(const Gradients& p, const Shared& s) {
-  Ring ring;
+  StageRing<kStages> ring;
   const int tile = static_cast<int>(blockIdx.x) % p.num_tiles;
   const int m = tile % p.tiles_m * kTileM, n = tile / p.tiles_m * kTileN;
   ForEachPiece(p, [&](const Piece& piece) {
@@ -117,7 +106,7 @@ __device__ __forceinline__ void Produce(const Gradients& p, const Shared& s) {
       for (int j = 0; j < kBoxesB; ++j) {
         TmaLoad(boxes + (kBoxesA + j) * kBoxBytes, &p.b, full, n + j * kBoxColumns, row);
       }
-      ring.Advance();
+      ring.Next();
     }
   });
 }
@@ -143,7 +132,7 @@ __device__ __forceinline__ void Consume(const Gradients& p, const Shared& s) {
   const int thread = static_cast<int>(threadIdx.x) - 128;
   const uint64_t a = WgmmaDescriptor(s.stages + thread / 128 * kBoxBytes);
   const uint64_t b = WgmmaDescriptor(s.stages + kBoxesA * kBoxBytes, kBoxBytes);
-  Ring ring;
+  StageRing<kStages> ring;
   ForEachPiece(p, [&](const Piece& piece) {
     float sum[4 * kFours];
 #pragma unroll
@@ -164,7 +153,7 @@ __device__ __forceinline__ void Consume(const Gradients& p, const Shared& s) {
       WgmmaWait<1>();
       if (last >= 0) Release(s, last);
       last = ring.stage;
-      ring.Advance();
+      ring.Next();
     }
     WgmmaWait<0>();
     WgmmaHold(sum);

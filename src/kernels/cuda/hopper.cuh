@@ -41,8 +41,7 @@ __device__ __forceinline__ void BarrierArriveRemote(uint64_t* barrier, uint32_t 
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(
-          SharedAddress(barrier)),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}\n" ::"r"(SharedAddress(barrier)),
       "r"(rank)
       : "memory");
 }
@@ -57,6 +56,16 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) 
       "r"(parity)
       : "memory");
 }
+
+// Which of the stages in shared memory comes next, and the parity of its barriers' phase.
+template <int kStages>
+struct StageRing {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void Next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
 
 // ---- bulk tensor copies. Coordinates: the fastest dim first.
 

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <limits>
 #include <span>
-#include <vector>
 
 #include "base/check.h"
 #include "kernels/lightning/lightning_backward_sweep.cuh"
@@ -97,7 +96,7 @@ int64_t LightningBorders(DType type, int64_t rows, int64_t heads, int64_t dim) {
 
 void LightningPass(Queue& queue, const LightningPassArgs& a) {
   enum { kQ, kK, kV, kOut };
-  const std::vector<const Tensor*> tensors = {&a.q, &a.k, &a.v, &a.out};
+  const Tensor* const tensors[] = {&a.q, &a.k, &a.v, &a.out};
   SweepParams p = ParamsOf(tensors, a.slope, a.cu_seqlens);
   p.sweep[p.num_sweeps++] = {.x = kQ,
                              .y = kK,
@@ -114,8 +113,8 @@ void LightningPass(Queue& queue, const LightningPassArgs& a) {
 
 void LightningBackward(Queue& queue, const LightningBackwardArgs& a) {
   enum { kQ, kK, kV, kDOut, kDq, kDk, kDv, kPreQ, kPreK, kPreV };
-  const std::vector<const Tensor*> tensors = {&a.q,  &a.k,  &a.v,     &a.d_out, &a.dq,
-                                              &a.dk, &a.dv, &a.pre_q, &a.pre_k, &a.pre_v};
+  const Tensor* const tensors[] = {&a.q,  &a.k,  &a.v,     &a.d_out, &a.dq,
+                                   &a.dk, &a.dv, &a.pre_q, &a.pre_k, &a.pre_v};
   const bool has_pre = !a.pre_q.empty();
   SweepParams p =
       ParamsOf(std::span(tensors).first(has_pre ? kPreV + 1 : kPreQ), a.slope, a.cu_seqlens);

@@ -221,18 +221,7 @@ __device__ __forceinline__ void StoreScores(__nv_bfloat16 (&tiles)[2][kTile], co
 
 // ---- loads
 
-// Which stage comes next, and in which of its rounds.
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ void Next() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
+using Ring = StageRing<kStages>;
 
 // This warp no longer reads the stage; both CTAs' loads wait for all warps of both. What it read it
 // has in registers, so the arrival need not order anything.

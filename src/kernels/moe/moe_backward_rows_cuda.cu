@@ -18,23 +18,6 @@ unsigned Blocks(int64_t items, int64_t a_block) {
   return static_cast<unsigned>((items + a_block - 1) / a_block);
 }
 
-template <int kWide, typename T>
-__device__ __forceinline__ void Get(const T* p, float (&x)[kWide]) {
-  if constexpr (kWide == 8) {
-    Load8(p, x);
-  } else {
-    x[0] = Load(p);
-  }
-}
-template <int kWide, typename T>
-__device__ __forceinline__ void Put(T* p, const float (&x)[kWide]) {
-  if constexpr (kWide == 8) {
-    Store8(p, x);
-  } else {
-    Store(p, x[0]);
-  }
-}
-
 constexpr int kGatheredRows = 4;  // of a warp, all on their way at once
 
 struct Gathering {

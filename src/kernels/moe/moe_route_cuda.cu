@@ -674,19 +674,11 @@ __global__ void __launch_bounds__(kThreads)
       const float weight = r.weight[token * r.k + i];
       const In* const row = y + static_cast<int64_t>(r.row[token * r.k + i]) * width + c;
       float v[kWide];
-      if constexpr (kWide == 8) {
-        Load8(row, v);
-      } else {
-        v[0] = Load(row);
-      }
+      Get(row, v);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) sum[j] = fmaf(weight, v[j], sum[j]);
     }
-    if constexpr (kWide == 8) {
-      Store8(out + token * out_stride + c, sum);
-    } else {
-      Store(out + token * out_stride + c, sum[0]);
-    }
+    Put(out + token * out_stride + c, sum);
   }
 }
 

@@ -68,26 +68,16 @@ __global__ void __launch_bounds__(kThreads) Turn(const __grid_constant__ Heads<T
   const float* cos = h.cos + row * h.cos_stride + j;
   const float* sin = h.sin + row * h.sin_stride + j;
   float a[kWide], b[kWide];
-  if constexpr (kWide == 8) {
-    Load8(first, a);
-    Load8(second, b);
-  } else {
-    a[0] = Load(first);
-    b[0] = Load(second);
-  }
+  Get(first, a);
+  Get(second, b);
 #pragma unroll
   for (int i = 0; i < kWide; ++i) {
     const float u = a[i], v = b[i], s = h.sign * sin[i];
     a[i] = u * cos[i] - v * s;
     b[i] = v * cos[i] + u * s;
   }
-  if constexpr (kWide == 8) {
-    Store8(first, a);
-    Store8(second, b);
-  } else {
-    Store(first, a[0]);
-    Store(second, b[0]);
-  }
+  Put(first, a);
+  Put(second, b);
 }
 
 dim3 GridFor(int64_t count) {

@@ -61,6 +61,12 @@ inline Tensor ByHead(const Tensor& rows, int64_t head_dim) {
   return t;
 }
 
+// Room for [rows, width]: `kept`'s first rows, or scratch memory where nothing is kept.
+inline Tensor RoomFor(Scratch& scratch, DType type, const Tensor& kept, int64_t rows,
+                      int64_t width) {
+  return kept.empty() ? scratch.GetRows(type, rows, width) : kept.Rows(0, rows);
+}
+
 // What all layers of one pass share.
 struct TrainPass {
   Queue& queue;

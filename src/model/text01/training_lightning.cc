@@ -26,20 +26,14 @@ void NormOfAttended(const TrainPass& p, const TrainLayer& layer, const KeptLayer
                       .out = out});
 }
 
-// Where they are kept, or else in scratch.
-Tensor RoomForSilu(Scratch& scratch, const TrainPass& p, const KeptLayer& kept) {
-  return kept.silu.empty() ? scratch.GetRows(p.type, p.rows, kept.qkv.dim(1)) : kept.silu;
-}
-Tensor RoomForGated(Scratch& scratch, const TrainPass& p, const KeptLayer& kept) {
-  return kept.gated.empty() ? scratch.GetRows(p.type, p.rows, kept.attended.dim(1)) : kept.gated;
-}
-
 }  // namespace
 
 void LightningForward(const TrainPass& p, const TrainLayer& layer, const KeptLayer& kept,
                       const Tensor& x, const Tensor& out) {
+  const int64_t width = kept.attended.dim(1);
   Scratch scratch(p.queue);
-  const Tensor fused = RoomForSilu(scratch, p, kept), normed = RoomForGated(scratch, p, kept);
+  const Tensor fused = RoomFor(scratch, p.type, kept.silu, p.rows, 3 * width);
+  const Tensor normed = RoomFor(scratch, p.type, kept.gated, p.rows, width);
   MatMulSilu(p.queue, {.a = x, .b = layer.inputs.weight, .c = kept.inputs, .transpose_b = true},
              {.x = kept.qkv, .out = fused});
   LightningPass(p.queue, {.q = Third(fused, p.config, 0),
@@ -57,7 +51,8 @@ void LightningBackwardBlock(const TrainPass& p, const TrainLayer& layer, const K
                             const Tensor& x, const Tensor& d_out, const Tensor& d_x) {
   const int64_t width = kept.attended.dim(1);
   Scratch scratch(p.queue);
-  const Tensor fused = RoomForSilu(scratch, p, kept), normed = RoomForGated(scratch, p, kept);
+  const Tensor fused = RoomFor(scratch, p.type, kept.silu, p.rows, 3 * width);
+  const Tensor normed = RoomFor(scratch, p.type, kept.gated, p.rows, width);
   const Tensor d_inputs = scratch.GetRows(p.type, p.rows, 4 * width);
   const Tensor d_fused = Columns(d_inputs, 0, 3 * width);
   const Tensor d_gate = Columns(d_inputs, 3 * width, 4 * width);

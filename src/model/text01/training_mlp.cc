@@ -31,19 +31,6 @@ struct Groups {
   }
 };
 
-// The gathered rows of x, where they are kept, or else in scratch.
-Tensor RoomForRows(Scratch& scratch, const TrainPass& p, const KeptLayer& kept) {
-  const int64_t rows = kept.dispatch.num_rows();
-  return kept.expert_x.empty() ? scratch.GetRows(p.type, rows, p.config.hidden_size)
-                               : kept.expert_x.Rows(0, rows);
-}
-
-// SwiGLU of these, likewise.
-Tensor RoomForHidden(Scratch& scratch, const TrainPass& p, const KeptLayer& kept, int64_t rows) {
-  return kept.expert_hidden.empty() ? scratch.GetRows(p.type, rows, p.config.ffn_size)
-                                    : kept.expert_hidden.Rows(0, rows);
-}
-
 // Fills `dispatch` from the router's logits, which it works out from float32 weights, as inference
 // does.
 void RouteTokens(const TrainPass& p, const TrainLayer& layer, KeptLayer& kept, const Tensor& x) {
@@ -60,11 +47,11 @@ Tensor MlpResults(Scratch& scratch, const TrainPass& p, const TrainLayer& layer,
   const int64_t rows = groups.rows(), ffn = p.config.ffn_size;
   Tensor in = x, results = out;
   if (groups.routed()) {
-    in = RoomForRows(scratch, p, kept);
+    in = RoomFor(scratch, p.type, kept.expert_x, rows, x.dim(1));
     results = scratch.GetRows(p.type, rows, x.dim(1));
     GatherRows(p.queue, kept.dispatch, x, false, in);
   }
-  const Tensor hidden = RoomForHidden(scratch, p, kept, rows);
+  const Tensor hidden = RoomFor(scratch, p.type, kept.expert_hidden, rows, ffn);
   const Tensor inputs = kept.expert_inputs.Rows(0, rows);
   std::vector<MatMulArgs> first;
   for (size_t e = 0; e < layer.experts.size(); ++e) {
@@ -113,7 +100,7 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
   Scratch scratch(p.queue);
   Tensor in = a.x, d_results = a.d_out, d_in = a.d_x, dots;
   if (routed) {
-    in = RoomForRows(scratch, p, kept);
+    in = RoomFor(scratch, p.type, kept.expert_x, rows, width);
     d_results = scratch.GetRows(p.type, rows, width);
     d_in = scratch.GetRows(p.type, rows, width);
     dots = Tensor(scratch.Get<float>(rows), {rows});
@@ -121,7 +108,7 @@ void MlpBackwardBlock(const TrainPass& p, const TrainLayer& layer, const KeptLay
     GatherRows(p.queue, kept.dispatch, a.d_out, true, d_results);
   }
   const bool has_hidden = !kept.expert_hidden.empty();
-  const Tensor hidden = RoomForHidden(scratch, p, kept, rows);
+  const Tensor hidden = RoomFor(scratch, p.type, kept.expert_hidden, rows, ffn);
   const Tensor inputs = kept.expert_inputs.Rows(0, rows);
   const Tensor d_inputs = scratch.GetRows(p.type, rows, 2 * ffn);
   const Tensor d_gate = Columns(d_inputs, 0, ffn), d_up = Columns(d_inputs, ffn, 2 * ffn);
